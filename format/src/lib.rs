@@ -1,0 +1,2 @@
+//! Podsnap's container format.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! podsnap.
+fn main() {}
