@@ -1,0 +1,222 @@
+//! What a store holds: listing snapshots, and removing one that nobody relies on.
+//!
+//! Both need LIST. Removing is careful: whoever borrows from the snapshot, or is saving against it, keeps it; what cannot be read
+//! keeps it too. The manifest goes first, and the packs only if nobody has come to rely on them meanwhile.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use podsnap_format::{SnapshotId, header::PackName};
+
+use crate::{
+    Store,
+    error::{Error, ErrorKind, Result},
+    heads, lease,
+    names,
+    snapshot::Snapshot,
+    store::{Condition, ObjectMeta},
+};
+
+/// Manifests read at once.
+const READS_AT_ONCE: usize = 16;
+
+/// A snapshot in a listing.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Listed {
+    /// Its id.
+    pub snapshot: String,
+    /// Milliseconds since 1970 when its save began.
+    pub created_unix_ms: u64,
+    /// The group it was saved into.
+    pub group: Option<String>,
+    /// Bytes of its sections.
+    pub raw_bytes: u64,
+    /// Bytes of the objects under its own name.
+    pub stored_bytes: u64,
+    /// Other snapshots that hold packs it needs.
+    pub borrows_from: Vec<String>,
+    /// Why its manifest cannot be read, if it cannot.
+    pub problem: Option<String>,
+}
+
+/// What a removal did.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct RemoveStats {
+    /// The snapshot.
+    pub snapshot: String,
+    /// Objects removed.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Store {
+    /// All snapshots, newest first.
+    pub async fn list(&self) -> Result<Vec<Listed>> {
+        let objects = self.list_objects().await?;
+        let ids: Vec<SnapshotId> = objects.iter().filter_map(|o| snapshot_of(o, names::MANIFEST)).collect();
+        let mut listed: Vec<Listed> = stream::iter(ids)
+            .map(|id| {
+                let stored_bytes = own_objects(&objects, &id).map(|o| o.len).sum();
+                async move {
+                    let opened = self.snapshot(&id).await;
+                    match opened {
+                        Ok(snapshot) => Ok(Some(describe(&snapshot, stored_bytes))),
+                        // Removed since the listing.
+                        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+                        Err(e) if unreadable(&e) => Ok(Some(Listed {
+                            snapshot: id.to_string(),
+                            created_unix_ms: 0,
+                            group: None,
+                            raw_bytes: 0,
+                            stored_bytes,
+                            borrows_from: Vec::new(),
+                            problem: Some(e.to_string()),
+                        })),
+                        Err(e) => Err(e),
+                    }
+                }
+            })
+            .buffer_unordered(READS_AT_ONCE)
+            .try_filter_map(|listed| async move { Ok(listed) })
+            .try_collect()
+            .await?;
+        listed.sort_by(|a, b| (b.created_unix_ms, &b.snapshot).cmp(&(a.created_unix_ms, &a.snapshot)));
+        Ok(listed)
+    }
+
+    /// Removes a snapshot that no other borrows from and no save relies on; otherwise refuses and says who does.
+    pub async fn remove(&self, id: &SnapshotId) -> Result<RemoveStats> {
+        let backend = &**self.backend();
+        let manifest = names::object(id, names::MANIFEST);
+        let version = backend.head(&manifest).await.map_err(|e| match e.kind() {
+            ErrorKind::NotFound => {
+                Error::new(ErrorKind::NotFound, format!("there is no snapshot {id} in {}", self.url()))
+            }
+            _ => e,
+        })?;
+        // A manifest that cannot be read says no group; then no head is moved and a save finds out by itself.
+        let group = self.snapshot(id).await.ok().and_then(|s| s.metadata().group.clone());
+        let users = self.users_of(id).await?;
+        if !users.is_empty() {
+            return Err(Error::new(ErrorKind::Conflict, format!("{id} is needed by {}", users.join(", ")))
+                .hint("remove those first, or export them and import them again"));
+        }
+        backend.delete(&manifest, Some(&version.version)).await?;
+        if let Some(group) = group {
+            self.move_head_away(&group, id).await?;
+        }
+        // A save that took its lease before the manifest went may rely on the packs.
+        let users = self.users_of(id).await?;
+        if !users.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{id} is gone, but its packs stay: meanwhile {} came to need them", users.join(", ")),
+            ));
+        }
+        let (mut objects, mut bytes) = (1, version.len);
+        for object in own_objects(&self.list_objects().await?, id) {
+            backend.delete(&object.name, Some(&object.version)).await?;
+            objects += 1;
+            bytes += object.len;
+        }
+        Ok(RemoveStats { snapshot: id.to_string(), objects, bytes })
+    }
+
+    async fn list_objects(&self) -> Result<Vec<ObjectMeta>> {
+        self.backend().list("").await.map_err(|e| match e.kind() {
+            ErrorKind::Forbidden => e.hint("listing and removing need the right to list the store's objects"),
+            _ => e,
+        })
+    }
+
+    /// Snapshots that borrow from `id` and saves that rely on it. Whatever cannot be read is taken to.
+    async fn users_of(&self, id: &SnapshotId) -> Result<Vec<String>> {
+        let objects = self.list_objects().await?;
+        let mut users = Vec::new();
+        for object in &objects {
+            if let Some(other) = snapshot_of(object, names::MANIFEST).filter(|other| other != id) {
+                match self.snapshot(&other).await {
+                    Ok(snapshot) if snapshot.directory().packs.iter().any(|p| p.snapshot == *id) => {
+                        users.push(format!("snapshot {other}"));
+                    }
+                    Ok(_) => {}
+                    Err(e) if e.kind() == ErrorKind::NotFound => {}
+                    Err(e) if unreadable(&e) => users.push(format!("perhaps snapshot {other}, which cannot be read")),
+                    Err(e) => return Err(e),
+                }
+            }
+            if let Some(other) = snapshot_of(object, names::LEASE) {
+                match lease::read(&**self.backend(), &other).await {
+                    Ok(Some((record, _))) if record.is_live() => {
+                        if other == *id || record.bases.iter().any(|base| base == id.as_str()) {
+                            users.push(format!("the save of {other} that is under way"));
+                        }
+                    }
+                    Ok(_) => {}
+                    Err(e) if unreadable(&e) => users.push(format!("perhaps a save of {other}, whose lease cannot be read")),
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(users)
+    }
+
+    /// If `id` is the head of its group, the newest other snapshot of the group takes its place, or nothing does.
+    async fn move_head_away(&self, group: &str, id: &SnapshotId) -> Result<()> {
+        let backend = &**self.backend();
+        let Some((head, version)) = heads::read(backend, group).await?.filter(|(head, _)| head.snapshot == *id) else {
+            return Ok(());
+        };
+        let rest = self.list().await?;
+        let next = rest.iter().find(|s| s.group.as_deref() == Some(group) && s.problem.is_none());
+        let moved = match next.and_then(|next| Some((next.snapshot.parse().ok()?, next.created_unix_ms))) {
+            Some((snapshot, created_unix_ms)) => {
+                let record = heads::encode(&heads::Head { snapshot, created_unix_ms });
+                backend.put(&names::head(group), record, Condition::Matches(version)).await.map(drop)
+            }
+            None => backend.delete(&names::head(group), Some(&version)).await,
+        };
+        match moved {
+            // A save has moved it on already.
+            Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
+            Err(e) => Err(e.hint(format!("the head of {group} still names {}, which is gone", head.snapshot))),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// Errors that are about one object, and not about the store.
+fn unreadable(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing | ErrorKind::Unsupported | ErrorKind::InvalidInput)
+}
+
+/// The snapshot whose `last` component this object is.
+fn snapshot_of(object: &ObjectMeta, last: &str) -> Option<SnapshotId> {
+    let (id, name) = object.name.split_once('/')?;
+    (name == last && id != names::HEADS).then(|| id.parse().ok())?
+}
+
+/// The objects that belong to `id` alone. Anything whose name is none of ours is left alone.
+fn own_objects<'a>(objects: &'a [ObjectMeta], id: &SnapshotId) -> impl Iterator<Item = &'a ObjectMeta> {
+    objects.iter().filter(move |object| {
+        object.name.split_once('/').is_some_and(|(dir, name)| {
+            dir == id.as_str()
+                && (name.parse::<PackName>().is_ok() || [names::MANIFEST, names::LEASE, names::WORKING_SET].contains(&name))
+        })
+    })
+}
+
+fn describe(snapshot: &Snapshot, stored_bytes: u64) -> Listed {
+    let mut borrows_from: Vec<String> =
+        snapshot.directory().packs.iter().filter(|p| p.snapshot != *snapshot.id()).map(|p| p.snapshot.to_string()).collect();
+    borrows_from.sort();
+    borrows_from.dedup();
+    Listed {
+        snapshot: snapshot.id().to_string(),
+        created_unix_ms: snapshot.metadata().created_unix_ms,
+        group: snapshot.metadata().group.clone(),
+        raw_bytes: snapshot.sections().iter().map(|s| s.length).sum(),
+        stored_bytes,
+        borrows_from,
+        problem: None,
+    }
+}

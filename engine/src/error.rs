@@ -1,0 +1,151 @@
+//! The one public error: a small stable [`ErrorKind`] for programs, and for people a text that says what, where and what to do.
+
+use std::{error::Error as StdError, fmt, io};
+
+use podsnap_format::FormatError;
+
+/// Result of everything in this crate that can fail.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a program needs to know about an [`Error`] to act on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The caller asked for something that makes no sense: a bad id, a bad URL, a wrong key, contradicting options.
+    InvalidInput,
+    /// The snapshot, section or object does not exist.
+    NotFound,
+    /// The store refused: the caller's credentials do not allow the request.
+    Forbidden,
+    /// The snapshot exists already, or somebody else is writing it or relies on it.
+    Conflict,
+    /// An object that a committed snapshot needs is gone from the store.
+    Missing,
+    /// Stored bytes do not check out.
+    Damaged,
+    /// The object was written by a newer podsnap, or needs a feature that this one lacks.
+    Unsupported,
+    /// What was to be saved vanished, changed while it was read, or could not be read.
+    Source,
+    /// What was to be restored could not be written.
+    Target,
+    /// The store could not be reached or failed.
+    Store,
+    /// The caller cancelled.
+    Interrupted,
+}
+
+/// An error of the engine.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            message: message.into(),
+            hint: None,
+            source: None,
+        }))
+    }
+
+    /// Adds what the reader of the message can do about it.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+
+    pub(crate) fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidInput, message)
+    }
+
+    pub(crate) fn interrupted() -> Self {
+        Self::new(ErrorKind::Interrupted, "interrupted")
+    }
+
+    pub(crate) fn source(what: impl fmt::Display, err: io::Error) -> Self {
+        Self::new(ErrorKind::Source, format!("cannot read {what}")).because(err)
+    }
+
+    pub(crate) fn target(what: impl fmt::Display, err: io::Error) -> Self {
+        let full = err.kind() == io::ErrorKind::StorageFull;
+        let error = Self::new(ErrorKind::Target, format!("cannot write {what}")).because(err);
+        if full {
+            error.hint("free space there, or restore to another file system")
+        } else {
+            error
+        }
+    }
+
+    /// An object that is there but does not hold what it must.
+    pub(crate) fn damaged(object: impl fmt::Display, why: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Damaged, format!("{object} is damaged: {}", why.into()))
+    }
+
+    /// A pack that a committed snapshot needs and that is not there.
+    pub(crate) fn missing(object: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Missing, format!("{object} is missing, and the snapshot needs it"))
+            .hint("it was deleted or never copied: restore it from a copy of the store, or salvage the rest")
+    }
+
+    /// A refusal of the format, for `object`.
+    pub(crate) fn format(object: impl fmt::Display, err: FormatError) -> Self {
+        if is_unsupported(&err) {
+            Self::new(ErrorKind::Unsupported, format!("{object} cannot be read by this version"))
+                .because(err)
+                .hint("use a podsnap at least as new as the one that wrote it")
+        } else {
+            Self::new(ErrorKind::Damaged, format!("{object} is damaged")).because(err)
+        }
+    }
+
+    /// What kind of error this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// What the reader of the message can do about it, if anything is known.
+    pub fn advice(&self) -> Option<&str> {
+        self.0.hint.as_deref()
+    }
+}
+
+/// Whether a newer podsnap could read what was refused.
+fn is_unsupported(err: &FormatError) -> bool {
+    matches!(err, FormatError::Version { .. } | FormatError::Features { .. })
+}
+
+impl fmt::Display for Error {
+    /// Message, causes, advice, on one line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)?;
+        let mut cause = self.0.source.as_deref().map(|e| e as &dyn StdError);
+        while let Some(err) = cause {
+            write!(f, ": {err}")?;
+            cause = err.source();
+        }
+        if let Some(hint) = &self.0.hint {
+            write!(f, " ({hint})")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+impl StdError for Error {}

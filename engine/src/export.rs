@@ -1,0 +1,269 @@
+//! Exports: a snapshot as one self-contained file, and back into a store.
+//!
+//! An export is a manifest with all its frames inside, in the order of the sections, borrowed ones included. Frames are copied
+//! as they are, after they were decoded and compared with their ids; nothing is encoded anew in either direction.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{BufWriter, Write},
+    path::Path,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use podsnap_format::{
+    FRAME_HEADER_LEN, HEADER_LEN, Header, Kind, SnapshotId,
+    codec::Decoder,
+    manifest::{EncodedManifest, Location, ManifestBuilder, PackInfo, SectionBuilder, SectionInfo, Segment},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Store,
+    error::{Error, ErrorKind, Result},
+    frames,
+    progress::Progress,
+    restore::plan::{Plan, PlannedChunk, PlannedRead},
+    save::{SaveOptions, SaveStats, SnapshotWriter},
+    snapshot::Snapshot,
+    store::ReadRange,
+};
+
+/// What an export wrote.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ExportStats {
+    /// The snapshot.
+    pub snapshot: String,
+    /// Digest of the export. It differs from the snapshot's, because the frames stand elsewhere.
+    pub digest: String,
+    /// Length of the file in bytes.
+    pub bytes: u64,
+    /// Chunks in it.
+    pub chunks: u64,
+}
+
+/// Frames of some chunks, one after another, checked.
+pub(crate) struct CopiedFrames {
+    pub(crate) bytes: Vec<u8>,
+    /// Numbers in the list of planned chunks.
+    pub(crate) chunks: std::ops::Range<usize>,
+}
+
+impl Snapshot {
+    /// Writes the snapshot to a new file, which appears when it is whole.
+    pub async fn export(
+        &self,
+        store: &Store,
+        path: &Path,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<ExportStats> {
+        let temporary = path.with_added_extension(format!("partial-{}", uuid::Uuid::new_v4().simple()));
+        let failed = |e| Error::target(temporary.display(), e);
+        if path.exists() {
+            return Err(Error::target(path.display(), std::io::ErrorKind::AlreadyExists.into()).hint("choose another file"));
+        }
+        let file = File::create_new(&temporary).map_err(failed)?;
+        let _guard = RemoveOnDrop(&temporary);
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        let stats = self.export_to(store, &mut out, progress, cancel).await?;
+        let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
+        file.sync_all().map_err(failed)?;
+        fs::hard_link(&temporary, path).map_err(|e| Error::target(path.display(), e))?;
+        Ok(stats)
+    }
+
+    /// Writes the snapshot to any stream.
+    pub async fn export_to(
+        &self,
+        store: &Store,
+        out: &mut (dyn Write + Send),
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<ExportStats> {
+        let failed = |e| Error::target("the export", e);
+        let all = self.all_segments().await?;
+        let (chunks, reads) = plan_all(&all).into_reads(self.backend.read_len());
+        let chunks = Arc::new(chunks);
+        progress.add_total(chunks.iter().map(|c| c.frame().end - c.frame().start).sum());
+        let header = Header { kind: Kind::Export, pack_number: 0, ..self.directory().header.clone() };
+        let head = header.encode();
+        out.write_all(&head).map_err(failed)?;
+        let mut crc = crc32c::crc32c(&head);
+        let mut at = HEADER_LEN as u64;
+        let mut moved = HashMap::new();
+        let mut frames = self.copy_frames(store, chunks.clone(), reads, progress).boxed();
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err(Error::interrupted()),
+                next = frames.try_next() => next?,
+            };
+            let Some(copied) = next else { break };
+            out.write_all(&copied.bytes).map_err(failed)?;
+            progress.add_restored(copied.bytes.len() as u64);
+            crc = crc32c::crc32c_append(crc, &copied.bytes);
+            for planned in &chunks[copied.chunks] {
+                let old = &planned.chunk.location;
+                let new = Location { pack: 0, offset: at, encoded_len: old.encoded_len };
+                moved.insert((old.pack, old.offset), new);
+                at += FRAME_HEADER_LEN as u64 + u64::from(old.encoded_len);
+            }
+        }
+        let pack = PackInfo {
+            snapshot: self.id().clone(),
+            name: String::new(),
+            version: String::new(),
+            length: at,
+            crc32c: crc,
+        };
+        let sealed = relocated(header, at, self.directory().metadata.clone(), all, vec![pack], &moved)?;
+        // The builder's bytes begin behind the frames.
+        out.write_all(&sealed.bytes).map_err(failed)?;
+        out.flush().map_err(failed)?;
+        Ok(ExportStats {
+            snapshot: self.id().to_string(),
+            digest: sealed.digest.to_string(),
+            bytes: at + sealed.bytes.len() as u64,
+            chunks: chunks.len() as u64,
+        })
+    }
+
+    /// Copies the snapshot, a stored or an exported one, into `store` under `id`, with all it borrows.
+    pub async fn copy_to(&self, store: &Store, id: &SnapshotId, options: SaveOptions) -> Result<SaveStats> {
+        let all = self.all_segments().await?;
+        let (chunks, reads) = plan_all(&all).into_reads(self.backend.read_len());
+        let chunks = Arc::new(chunks);
+        let (progress, cancel) = (options.progress.clone(), options.cancel.clone());
+        progress.add_total(chunks.iter().map(|c| c.frame().end - c.frame().start).sum());
+        let mut writer = SnapshotWriter::start(store, id.clone(), options).await?;
+        let mut frames = self.copy_frames(store, chunks.clone(), reads, &progress).boxed();
+        let copied = async {
+            while let Some(copied) = frames.try_next().await? {
+                progress.add_restored(copied.bytes.len() as u64);
+                writer.append_frames(copied, &chunks).await?;
+            }
+            Ok(())
+        };
+        let done = tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(Error::interrupted()),
+            done = copied => done,
+        };
+        match done {
+            Ok(()) => writer.finish_copy(self, all, &chunks).await,
+            Err(e) => {
+                let _ = writer.abort().await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn all_segments(&self) -> Result<Vec<(SectionInfo, Vec<Segment>)>> {
+        let mut all = Vec::new();
+        for (number, info) in self.sections().iter().enumerate() {
+            let bare = SectionInfo { segments: Vec::new(), ..info.clone() };
+            all.push((bare, self.load_segments(number).await?));
+        }
+        Ok(all)
+    }
+
+    /// The frames of all planned chunks, in order, checked on the worker pool while later ones are read.
+    fn copy_frames<'a>(
+        &'a self,
+        store: &'a Store,
+        chunks: Arc<Vec<PlannedChunk>>,
+        reads: Vec<PlannedRead>,
+        progress: &'a Progress,
+    ) -> impl futures::Stream<Item = Result<CopiedFrames>> + 'a {
+        stream::iter(reads)
+            .map(move |read| {
+                let chunks = chunks.clone();
+                async move {
+                    let pack = &self.directory().packs[read.pack as usize];
+                    let object = self.pack_object(pack);
+                    let version = self.pack_version(pack);
+                    let got = self.backend.read(&object, ReadRange::Exact(read.range.clone()), version.as_ref()).await;
+                    let bytes = match got {
+                        Err(e) if e.kind() == ErrorKind::NotFound => return Err(Error::missing(&object)),
+                        got => got?.bytes,
+                    };
+                    progress.add_read(bytes.len() as u64);
+                    self.checked_frames(store, chunks, read, object, bytes).await
+                }
+            })
+            .buffered(self.backend.reads_at_once())
+    }
+
+    async fn checked_frames(
+        &self,
+        store: &Store,
+        chunks: Arc<Vec<PlannedChunk>>,
+        read: PlannedRead,
+        object: String,
+        bytes: Bytes,
+    ) -> Result<CopiedFrames> {
+        let key = self.key.clone();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        store.pool().spawn_fifo(move || {
+            let check = || {
+                let (mut decoder, mut raw) = (Decoder::new(), Vec::new());
+                let mut copied = Vec::with_capacity(bytes.len());
+                for planned in &chunks[read.chunks.clone()] {
+                    let frame = planned.frame();
+                    let from = (frame.start - read.range.start) as usize;
+                    let encoded = &bytes[from..from + (frame.end - frame.start) as usize];
+                    frames::decode_checked(encoded, &planned.chunk, key.as_ref(), &mut decoder, &mut raw)
+                        .map_err(|why| Error::damaged(frames::place(&object, frame.start), why))?;
+                    copied.extend_from_slice(encoded);
+                }
+                Ok(CopiedFrames { bytes: copied, chunks: read.chunks.clone() })
+            };
+            let _ = sender.send(check());
+        });
+        receiver.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Store, "a worker thread died while copying")))
+    }
+}
+
+fn plan_all(all: &[(SectionInfo, Vec<Segment>)]) -> Plan {
+    let mut plan = Plan::default();
+    for (number, (_, segments)) in all.iter().enumerate() {
+        plan.add(number as u32, segments);
+    }
+    plan
+}
+
+/// The manifest of the same sections with their chunks at new places.
+pub(crate) fn relocated(
+    header: Header,
+    position: u64,
+    metadata: String,
+    all: Vec<(SectionInfo, Vec<Segment>)>,
+    packs: Vec<PackInfo>,
+    moved: &HashMap<(u32, u64), Location>,
+) -> Result<EncodedManifest> {
+    let refused = |e| Error::invalid("the manifest cannot be written").because(e);
+    let mut builder = ManifestBuilder::new(header, position);
+    for (info, segments) in all {
+        let mut built = SectionBuilder::new();
+        for mut segment in segments {
+            for chunk in &mut segment.chunks {
+                let old = (chunk.location.pack, chunk.location.offset);
+                chunk.location = *moved.get(&old).expect("every chunk of the sections was planned and copied");
+            }
+            built.push(&segment).map_err(refused)?;
+        }
+        builder.section(info, built);
+    }
+    builder.finish(&metadata, &packs).map_err(refused)
+}
+
+struct RemoveOnDrop<'a>(&'a Path);
+
+impl Drop for RemoveOnDrop<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(self.0);
+    }
+}

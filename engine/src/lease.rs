@@ -1,0 +1,282 @@
+//! The lease a save holds while it writes: who writes this snapshot, which bases it relies on, until when.
+//!
+//! A lease is an object, `<snapshot>/lease`, changed by compare-and-swap only. Whoever deletes a base looks at the leases first;
+//! a saver whose lease has run out, or was taken over, must give up. A lease whose writer is known to be dead (same machine, same boot,
+//! no such process) or that has expired may be taken over, and what its attempts left behind is removed then.
+
+use std::{
+    fs,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use podsnap_format::{SnapshotId, header::PackName};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    names,
+    store::{Backend, Condition, ReadRange, Version},
+};
+
+/// How long a lease holds unless it is renewed. Renewals come three times as often.
+pub const LEASE_TTL: Duration = Duration::from_secs(600);
+
+/// A lease longer than this, in bytes, is not one of ours.
+const MAX_LEASE_LEN: u64 = 1 << 20;
+
+/// What a lease says, as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRecord {
+    /// The attempt that holds it; part of its packs' names. Sixteen hex digits.
+    pub attempt: String,
+    /// Earlier attempts at this snapshot whose packs may still have to be removed.
+    #[serde(default)]
+    pub previous: Vec<String>,
+    /// Snapshots that the save relies on.
+    #[serde(default)]
+    pub bases: Vec<String>,
+    /// Milliseconds since 1970 after which the lease no longer holds.
+    pub expires_unix_ms: u64,
+    /// The process that holds it, where that can be told.
+    #[serde(default)]
+    pub holder: Option<Holder>,
+}
+
+/// A process, told apart from all others at all times.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Name of the machine, for people.
+    pub host: String,
+    /// Random id of the machine's current boot.
+    pub boot: String,
+    /// The namespace that `pid` counts in.
+    pub pid_namespace: String,
+    /// Process id.
+    pub pid: u32,
+    /// When the process started, in clock ticks since boot.
+    pub started: u64,
+}
+
+impl Holder {
+    fn this_process() -> Option<Self> {
+        let read = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+        let pid = std::process::id();
+        Some(Self {
+            host: read("/proc/sys/kernel/hostname")?,
+            boot: read("/proc/sys/kernel/random/boot_id")?,
+            pid_namespace: fs::read_link("/proc/self/ns/pid").ok()?.to_str()?.to_owned(),
+            pid,
+            started: started(pid)?,
+        })
+    }
+
+    /// Whether the process is certainly gone. Of other machines and namespaces nothing is certain.
+    fn is_dead(&self) -> bool {
+        Self::this_process().is_some_and(|this| {
+            this.boot == self.boot
+                && this.pid_namespace == self.pid_namespace
+                && started(self.pid) != Some(self.started)
+        })
+    }
+}
+
+/// When a living process started (proc_pid_stat(5), field 22); zombies do not live.
+fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?;
+    (state != "Z" && state != "X").then(|| fields.nth(18)?.parse().ok()).flatten()
+}
+
+pub(crate) fn now_unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+}
+
+impl LeaseRecord {
+    /// Whether the lease still binds anybody.
+    pub(crate) fn is_live(&self) -> bool {
+        now_unix_ms() < self.expires_unix_ms && !self.holder.as_ref().is_some_and(Holder::is_dead)
+    }
+
+    fn describe(&self) -> String {
+        let who = match &self.holder {
+            Some(holder) => format!("process {} on {}", holder.pid, holder.host),
+            None => "somebody".to_owned(),
+        };
+        let left = self.expires_unix_ms.saturating_sub(now_unix_ms()) / 1000;
+        format!("{who}, whose lease holds for another {left} s unless it is renewed")
+    }
+}
+
+/// Reads the lease of a snapshot, if there is one.
+pub(crate) async fn read(backend: &dyn Backend, snapshot: &SnapshotId) -> Result<Option<(LeaseRecord, Version)>> {
+    let name = names::object(snapshot, names::LEASE);
+    let meta = match backend.head(&name).await {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        meta => meta?,
+    };
+    let foreign = |why: String| {
+        Error::damaged(&name, why).hint("if nobody is writing this snapshot, delete the object and try again")
+    };
+    if meta.len > MAX_LEASE_LEN {
+        return Err(foreign(format!("{} bytes are too many for a lease", meta.len)));
+    }
+    let read = backend.read(&name, ReadRange::Exact(0..meta.len), None).await;
+    match read {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        read => {
+            let read = read?;
+            let record = serde_json::from_slice(&read.bytes).map_err(|e| foreign(e.to_string()))?;
+            Ok(Some((record, read.meta.version)))
+        }
+    }
+}
+
+/// A held lease, renewed in the background until it is released or dropped.
+pub(crate) struct Lease {
+    state: Arc<State>,
+    renewal: JoinHandle<()>,
+}
+
+struct State {
+    backend: Arc<dyn Backend>,
+    name: String,
+    record: LeaseRecord,
+    version: Mutex<Version>,
+    expires_unix_ms: AtomicU64,
+    lost: AtomicBool,
+}
+
+impl Lease {
+    /// Takes the lease of `snapshot` for `attempt`, over from a dead or expired holder if need be.
+    pub(crate) async fn acquire(
+        backend: &Arc<dyn Backend>,
+        snapshot: &SnapshotId,
+        attempt: u64,
+        bases: Vec<String>,
+    ) -> Result<Self> {
+        let name = names::object(snapshot, names::LEASE);
+        let mut record = LeaseRecord {
+            attempt: format!("{attempt:016x}"),
+            previous: Vec::new(),
+            bases,
+            expires_unix_ms: now_unix_ms() + LEASE_TTL.as_millis() as u64,
+            holder: Holder::this_process(),
+        };
+        let meta = match backend.put(&name, encode(&record), Condition::Absent).await {
+            Err(e) if e.kind() == ErrorKind::Conflict => {
+                let Some((old, version)) = read(&**backend, snapshot).await? else {
+                    return Err(e.hint("another save of this snapshot ended just now: try again"));
+                };
+                if old.is_live() {
+                    return Err(Error::new(ErrorKind::Conflict, format!("{snapshot} is being written by {}", old.describe()))
+                        .hint("wait for it, or save under another id"));
+                }
+                record.previous = old.previous;
+                record.previous.push(old.attempt);
+                backend.put(&name, encode(&record), Condition::Matches(version)).await?
+            }
+            meta => meta?,
+        };
+        let previous = record.previous.clone();
+        let state = Arc::new(State {
+            backend: backend.clone(),
+            name,
+            expires_unix_ms: record.expires_unix_ms.into(),
+            record,
+            version: Mutex::new(meta.version),
+            lost: AtomicBool::new(false),
+        });
+        let renewal = tokio::spawn(renew(state.clone()));
+        let lease = Self { state, renewal };
+        for attempt in previous {
+            if let Ok(attempt) = u64::from_str_radix(&attempt, 16) {
+                let removed = remove_packs(&**backend, snapshot, attempt).await?;
+                tracing::info!(%snapshot, removed, "removed what an unfinished save had left");
+            }
+        }
+        Ok(lease)
+    }
+
+    /// An error unless the lease is still ours and will be for a while. Asks the store.
+    pub(crate) async fn check(&self, snapshot: &SnapshotId) -> Result<()> {
+        let lost = || {
+            Error::new(ErrorKind::Conflict, format!("the lease on {snapshot} was lost: somebody took it over, or it ran out"))
+                .hint("nothing was committed; save again")
+        };
+        let margin = LEASE_TTL.as_millis() as u64 / 10;
+        let expires = self.state.expires_unix_ms.load(Ordering::SeqCst);
+        if self.state.lost.load(Ordering::SeqCst) || now_unix_ms() + margin > expires {
+            return Err(lost());
+        }
+        match read(&*self.state.backend, snapshot).await? {
+            Some((record, _)) if record.attempt == self.state.record.attempt => Ok(()),
+            _ => Err(lost()),
+        }
+    }
+
+    /// Gives the lease up; whoever took it over keeps theirs.
+    pub(crate) async fn release(self) -> Result<()> {
+        self.renewal.abort();
+        // Unwound or finished, a renewal that had already sent its request has set the version.
+        let version = self.state.version.lock().expect("no panic while held").clone();
+        match self.state.backend.delete(&self.state.name, Some(&version)).await {
+            Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
+            done => done,
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+fn encode(record: &LeaseRecord) -> bytes::Bytes {
+    serde_json::to_vec_pretty(record).expect("a lease is plain data").into()
+}
+
+async fn renew(state: Arc<State>) {
+    loop {
+        tokio::time::sleep(LEASE_TTL / 3).await;
+        let expires_unix_ms = now_unix_ms() + LEASE_TTL.as_millis() as u64;
+        let record = LeaseRecord { expires_unix_ms, ..state.record.clone() };
+        let version = state.version.lock().expect("no panic while held").clone();
+        match state.backend.put(&state.name, encode(&record), Condition::Matches(version)).await {
+            Ok(meta) => {
+                *state.version.lock().expect("no panic while held") = meta.version;
+                state.expires_unix_ms.store(expires_unix_ms, Ordering::SeqCst);
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
+                state.lost.store(true, Ordering::SeqCst);
+                return;
+            }
+            // The old term still runs; the next round tries again before it ends.
+            Err(error) => tracing::warn!(lease = state.name, %error, "could not renew the lease"),
+        }
+    }
+}
+
+/// Removes the packs of an attempt that will not be finished. Packs are numbered without gaps and removed from the last, so
+/// that a removal that is itself cut short can be repeated. Returns how many there were.
+pub(crate) async fn remove_packs(backend: &dyn Backend, snapshot: &SnapshotId, attempt: u64) -> Result<u32> {
+    let object = |number| names::object(snapshot, &PackName { attempt, number }.to_string());
+    let mut count = 0;
+    loop {
+        match backend.head(&object(count)).await {
+            Ok(_) => count += 1,
+            Err(e) if e.kind() == ErrorKind::NotFound => break,
+            Err(e) => return Err(e),
+        }
+    }
+    for number in (0..count).rev() {
+        backend.delete(&object(number), None).await?;
+    }
+    Ok(count)
+}

@@ -1,0 +1,25 @@
+//! The names of objects below a store's path, as SPEC.md lays them out.
+
+use podsnap_format::SnapshotId;
+
+/// Name of a snapshot's commit.
+pub(crate) const MANIFEST: &str = "manifest";
+
+/// Name of the promise that somebody is writing a snapshot.
+pub(crate) const LEASE: &str = "lease";
+
+/// Name of what was learned about the order of a snapshot's pages.
+pub(crate) const WORKING_SET: &str = "working-set";
+
+/// Directory of the newest snapshots of all groups; no snapshot may be called so.
+pub(crate) const HEADS: &str = "heads";
+
+/// An object of a snapshot.
+pub(crate) fn object(snapshot: &SnapshotId, name: &str) -> String {
+    format!("{snapshot}/{name}")
+}
+
+/// The head of a group.
+pub(crate) fn head(group: &str) -> String {
+    format!("{HEADS}/{group}")
+}

@@ -1,0 +1,129 @@
+//! Carrying out a plan: reads under way at once, chunks decoded and checked on the worker pool, each exactly once.
+//!
+//! Memory is bounded by the number of reads at once. What to do with a chunk, right or damaged, is up to the caller.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use podsnap_format::codec::Decoder;
+use tokio_util::sync::CancellationToken;
+
+use super::plan::{Plan, PlannedChunk, PlannedRead};
+use crate::{
+    Store,
+    error::{Error, ErrorKind, Result},
+    frames,
+    progress::Progress,
+    snapshot::Snapshot,
+    store::ReadRange,
+};
+
+/// A chunk that arrived: its bytes, or why it cannot be had.
+pub(crate) type Arrived<'a> = std::result::Result<&'a [u8], Error>;
+
+/// Takes each chunk on some worker thread. An error ends everything.
+pub(crate) type Sink = Arc<dyn Fn(&PlannedChunk, Arrived<'_>) -> Result<()> + Send + Sync>;
+
+/// Fetches every chunk of `plan` and gives it to `sink`.
+pub(crate) async fn fetch(
+    store: &Store,
+    snapshot: &Snapshot,
+    plan: Plan,
+    sink: Sink,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<()> {
+    let backend = snapshot.backend.clone();
+    let (chunks, reads) = plan.into_reads(backend.read_len());
+    let chunks = Arc::new(chunks);
+    let work = stream::iter(reads)
+        .map(|read| fetch_one(store, snapshot, chunks.clone(), read, sink.clone(), progress))
+        .buffer_unordered(backend.reads_at_once())
+        .try_collect::<()>();
+    tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Error::interrupted()),
+        done = work => done,
+    }
+}
+
+async fn fetch_one(
+    store: &Store,
+    snapshot: &Snapshot,
+    chunks: Arc<Vec<PlannedChunk>>,
+    read: PlannedRead,
+    sink: Sink,
+    progress: &Progress,
+) -> Result<()> {
+    let pack = &snapshot.directory().packs[read.pack as usize];
+    let object = snapshot.pack_object(pack);
+    match read_range(snapshot, &read, &object).await {
+        Ok(bytes) => {
+            progress.add_read(bytes.len() as u64);
+            decode(store, snapshot, chunks, read, object, bytes, sink).await
+        }
+        // A pack that is short or gone: what of it can still be had is had frame by frame, if the sink goes on.
+        Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing) && read.chunks.len() > 1 => {
+            for number in read.chunks.clone() {
+                let one = PlannedRead { pack: read.pack, range: chunks[number].frame(), chunks: number..number + 1 };
+                match read_range(snapshot, &one, &object).await {
+                    Ok(bytes) => {
+                        decode(store, snapshot, chunks.clone(), one, object.clone(), bytes, sink.clone()).await?;
+                    }
+                    Err(e) => sink(&chunks[number], Err(e))?,
+                }
+            }
+            Ok(())
+        }
+        Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing) => sink(&chunks[read.chunks.start], Err(e)),
+        Err(e) => Err(e),
+    }
+}
+
+async fn read_range(snapshot: &Snapshot, read: &PlannedRead, object: &str) -> Result<Bytes> {
+    let pack = &snapshot.directory().packs[read.pack as usize];
+    let version = snapshot.pack_version(pack);
+    match snapshot.backend.read(object, ReadRange::Exact(read.range.clone()), version.as_ref()).await {
+        Ok(got) => Ok(got.bytes),
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::missing(object)),
+        Err(e) => Err(e),
+    }
+}
+
+/// Decodes the chunks of one read on the worker pool and gives them to the sink there.
+async fn decode(
+    store: &Store,
+    snapshot: &Snapshot,
+    chunks: Arc<Vec<PlannedChunk>>,
+    read: PlannedRead,
+    object: String,
+    bytes: Bytes,
+    sink: Sink,
+) -> Result<()> {
+    let key = snapshot.key.clone();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    store.pool().spawn_fifo(move || {
+        let result = with_decoder(|decoder, raw| {
+            for planned in &chunks[read.chunks.clone()] {
+                let frame = planned.frame();
+                let start = (frame.start - read.range.start) as usize;
+                let encoded = &bytes[start..start + (frame.end - frame.start) as usize];
+                match frames::decode_checked(encoded, &planned.chunk, key.as_ref(), decoder, raw) {
+                    Ok(()) => sink(planned, Ok(raw))?,
+                    Err(why) => sink(planned, Err(Error::damaged(frames::place(&object, frame.start), why)))?,
+                }
+            }
+            Ok(())
+        });
+        let _ = sender.send(result);
+    });
+    receiver.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Store, "a worker thread died while decoding")))
+}
+
+/// Runs `work` with this thread's decoder and a buffer for one chunk.
+fn with_decoder<T>(work: impl FnOnce(&mut Decoder, &mut Vec<u8>) -> T) -> T {
+    use std::cell::RefCell;
+    thread_local!(static DECODER: RefCell<(Decoder, Vec<u8>)> = RefCell::new((Decoder::new(), Vec::new())));
+    DECODER.with_borrow_mut(|(decoder, raw)| work(decoder, raw))
+}

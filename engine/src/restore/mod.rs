@@ -1,0 +1,321 @@
+//! Full restores: every chunk is read once, in the order of the packs, decoded and checked once, and written to every
+//! place it belongs to. Zeros stay holes.
+//!
+//! A restore into a directory happens beside it, under a temporary name, and takes the directory's place when it is whole;
+//! a restore that fails or is killed never leaves something that looks like the snapshot.
+
+pub(crate) mod fetch;
+pub(crate) mod plan;
+mod target;
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use podsnap_format::{Shape, manifest::SectionInfo, tree::TreeTable};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    plan::{Placement, Plan},
+    target::{FileTarget, TreeTarget},
+};
+pub use self::target::Target;
+use crate::{
+    Store, gvisor,
+    error::{Error, Result},
+    progress::Progress,
+    snapshot::Snapshot,
+};
+
+/// How a snapshot is restored.
+#[derive(Debug, Clone, Default)]
+pub struct RestoreOptions {
+    /// Numbers of the sections to restore; all if empty.
+    pub sections: Vec<usize>,
+    /// Restore what is undamaged and report the rest, instead of failing at the first damage.
+    pub salvage: bool,
+    /// Whether an owner, device or attribute that cannot be restored is an error instead of a warning.
+    pub strict: bool,
+    /// Ends the restore with [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) when it is cancelled.
+    pub cancel: CancellationToken,
+    /// Where the restore counts what it does.
+    pub progress: Progress,
+}
+
+/// A chunk that could not be had, and what it would have been.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Damage {
+    /// Which object, where, and what is wrong.
+    pub what: String,
+    /// Ranges of sections that are lost by it.
+    pub lost: Vec<LostRange>,
+}
+
+/// A range of a section.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct LostRange {
+    /// The section, as on the command line.
+    pub section: String,
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct RestoreStats {
+    /// Bytes of the restored sections.
+    pub raw_bytes: u64,
+    /// Of these, in zero runs.
+    pub zero_bytes: u64,
+    /// Bytes read from packs.
+    pub read_bytes: u64,
+    /// Chunks decoded and checked.
+    pub chunks: u64,
+    /// Time in milliseconds.
+    pub elapsed_ms: u64,
+    /// What could not be had; never anything unless salvaging.
+    pub damage: Vec<Damage>,
+    /// What could not be set exactly as it was.
+    pub warnings: Vec<String>,
+}
+
+impl Snapshot {
+    /// Restores into `dir`, which must not exist or be empty. A gVisor checkpoint becomes an image directory again; other sections
+    /// become files and directories named after them.
+    pub async fn restore(&self, store: &Store, dir: &Path, options: &RestoreOptions) -> Result<RestoreStats> {
+        let dir = std::path::absolute(dir).map_err(|e| Error::target(dir.display(), e))?;
+        check_vacant(&dir)?;
+        let partial = Partial::create(&dir)?;
+        let sections = self.chosen(options)?;
+        let mut targets: Vec<(usize, Arc<dyn Target>)> = Vec::new();
+        for section in sections {
+            let path = partial.path.join(self.file_name(section));
+            targets.push((section, self.new_target(section, &path, options).await?));
+        }
+        let stats = self.restore_to(store, targets, options).await?;
+        partial.become_whole(&dir)?;
+        Ok(stats)
+    }
+
+    /// Restores sections into targets of the caller's: device memory, a mapping.
+    pub async fn restore_to(
+        &self,
+        store: &Store,
+        targets: Vec<(usize, Arc<dyn Target>)>,
+        options: &RestoreOptions,
+    ) -> Result<RestoreStats> {
+        let started = Instant::now();
+        let (mut plan, mut raw_bytes, mut zero_bytes) = (Plan::default(), 0, 0);
+        for (number, (section, _)) in targets.iter().enumerate() {
+            raw_bytes += self.sections()[*section].length;
+            zero_bytes += plan.add(number as u32, &self.load_segments(*section).await?);
+        }
+        options.progress.add_total(raw_bytes);
+        options.progress.add_restored(zero_bytes);
+        let chunks = plan.chunks.len() as u64;
+        let damage = Arc::new(Mutex::new(Vec::new()));
+        let sink = self.sink(&targets, damage.clone(), options);
+        let read_before = options.progress.snapshot().read_bytes;
+        fetch::fetch(store, self, plan, sink, &options.progress, &options.cancel).await?;
+        let mut warnings = Vec::new();
+        let finished = tokio::task::spawn_blocking(move || {
+            for (_, target) in &targets {
+                warnings.extend(target.finish()?.iter().map(ToString::to_string));
+            }
+            Ok(warnings)
+        });
+        let warnings = finished.await.expect("targets do not panic")?;
+        let damage = std::mem::take(&mut *damage.lock().expect("no panic while held"));
+        Ok(RestoreStats {
+            raw_bytes,
+            zero_bytes,
+            read_bytes: options.progress.snapshot().read_bytes - read_before,
+            chunks,
+            elapsed_ms: started.elapsed().as_millis() as u64,
+            damage,
+            warnings,
+        })
+    }
+
+    /// Writes one blob section to `out`, in order.
+    pub async fn restore_stream(&self, section: usize, out: &mut (dyn Write + Send), cancel: &CancellationToken) -> Result<u64> {
+        let reader = self.reader(section);
+        let mut buf = vec![0; 4 << 20];
+        let mut offset = 0;
+        while offset < reader.len() {
+            if cancel.is_cancelled() {
+                return Err(Error::interrupted());
+            }
+            let len = (reader.len() - offset).min(buf.len() as u64) as usize;
+            reader.read_at(&mut buf[..len], offset).await?;
+            out.write_all(&buf[..len]).map_err(|e| Error::target("the output", e))?;
+            offset += len as u64;
+        }
+        out.flush().map_err(|e| Error::target("the output", e))?;
+        Ok(offset)
+    }
+
+    /// The entry table of a tree section.
+    pub async fn tree_table(&self, section: usize) -> Result<TreeTable> {
+        let info = &self.sections()[section];
+        let place = || format!("the entry table of {} in {}", info.title(), self.object_name());
+        if info.shape != Shape::Tree {
+            return Err(Error::invalid(format!("{} is a blob, not a tree", info.title())));
+        }
+        if info.table_length > MAX_TABLE_LEN {
+            return Err(Error::damaged(place(), format!("{} bytes are refused", info.table_length)));
+        }
+        let data_length = info.length - info.table_length;
+        let mut bytes = vec![0; info.table_length as usize];
+        self.reader(section).read_at(&mut bytes, data_length).await?;
+        TreeTable::parse(&bytes, data_length).map_err(|e| Error::damaged(place(), e.to_string()))
+    }
+
+    /// The name under which a section is restored.
+    pub fn file_name(&self, section: usize) -> String {
+        let info = &self.sections()[section];
+        let of_image = if self.metadata().gvisor.is_empty() { None } else { gvisor::file_name(info) };
+        of_image.map_or_else(|| plain_file_name(info), str::to_owned)
+    }
+
+    pub(crate) fn chosen(&self, options: &RestoreOptions) -> Result<Vec<usize>> {
+        if options.sections.is_empty() {
+            return Ok((0..self.sections().len()).collect());
+        }
+        match options.sections.iter().find(|s| **s >= self.sections().len()) {
+            Some(section) => Err(Error::invalid(format!("{} has no section number {section}", self.id()))),
+            None => Ok(options.sections.clone()),
+        }
+    }
+
+    async fn new_target(&self, section: usize, path: &Path, options: &RestoreOptions) -> Result<Arc<dyn Target>> {
+        let info = &self.sections()[section];
+        Ok(match info.shape {
+            Shape::Blob => Arc::new(FileTarget::create(path, info.length)?),
+            Shape::Tree => {
+                let table = self.tree_table(section).await?;
+                let (path, strict) = (path.to_owned(), options.strict);
+                let created = tokio::task::spawn_blocking(move || TreeTarget::create(&path, table, strict));
+                Arc::new(created.await.expect("extraction does not panic")?)
+            }
+        })
+    }
+
+    fn sink(
+        &self,
+        targets: &[(usize, Arc<dyn Target>)],
+        damage: Arc<Mutex<Vec<Damage>>>,
+        options: &RestoreOptions,
+    ) -> fetch::Sink {
+        let targets = targets.to_vec();
+        let snapshot = self.clone();
+        let (salvage, progress) = (options.salvage, options.progress.clone());
+        Arc::new(move |planned, arrived| {
+            match arrived {
+                Ok(bytes) => {
+                    for p in &planned.placements {
+                        let range = p.start as usize..(p.start + p.len) as usize;
+                        targets[p.target as usize].1.write_at(&bytes[range], p.offset)?;
+                        progress.add_restored(p.len.into());
+                    }
+                }
+                Err(error) => {
+                    let lost = planned.placements.iter().map(|p| snapshot.lost(targets[p.target as usize].0, p)).collect();
+                    let lost = Damage { what: error.to_string(), lost };
+                    if !salvage {
+                        return Err(error.hint(format!(
+                            "{}; restore with salvage to get the undamaged rest",
+                            lost.lost.iter().map(LostRange::to_string).collect::<Vec<_>>().join(", ")
+                        )));
+                    }
+                    damage.lock().expect("no panic while held").push(lost);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn lost(&self, section: usize, placement: &Placement) -> LostRange {
+        LostRange {
+            section: self.sections()[section].title(),
+            offset: placement.offset,
+            len: placement.len.into(),
+        }
+    }
+}
+
+impl std::fmt::Display for LostRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes at {} of section {} are lost", self.len, self.offset, self.section)
+    }
+}
+
+/// An entry table longer than this, in bytes, is refused: at 60 bytes an entry it would describe 17 million files.
+const MAX_TABLE_LEN: u64 = 1 << 30;
+
+/// The name of a section that is not part of a gVisor image: its label, with everything that is no plain character
+/// percent-encoded, so that no name from a manifest can leave the directory.
+fn plain_file_name(section: &SectionInfo) -> String {
+    let mut name = section.role.to_string();
+    if !section.name.is_empty() {
+        name.push('.');
+        for byte in section.name.bytes() {
+            match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => name.push(byte.into()),
+                _ => name.push_str(&format!("%{byte:02X}")),
+            }
+        }
+    }
+    name
+}
+
+fn check_vacant(dir: &Path) -> Result<()> {
+    match fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::target(dir.display(), e)),
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(Error::invalid(format!("{} is not empty", dir.display())).hint("restore into a new directory")),
+        },
+    }
+}
+
+/// A directory beside the target that is removed unless it becomes the target.
+struct Partial {
+    path: PathBuf,
+}
+
+impl Partial {
+    fn create(dir: &Path) -> Result<Self> {
+        let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
+            return Err(Error::invalid(format!("{} cannot be a restore's target", dir.display())));
+        };
+        fs::create_dir_all(parent).map_err(|e| Error::target(parent.display(), e))?;
+        let mut temporary = std::ffi::OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".partial-{}", uuid::Uuid::new_v4().simple()));
+        let path = parent.join(temporary);
+        fs::create_dir(&path).map_err(|e| Error::target(path.display(), e))?;
+        Ok(Self { path })
+    }
+
+    fn become_whole(self, dir: &Path) -> Result<()> {
+        fs::rename(&self.path, dir).map_err(|e| Error::target(dir.display(), e))?;
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "an unfinished restore is left behind");
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! Saving: a [`SnapshotWriter`] takes sections one after another and commits them all or not at all.
+//!
+//! Order of a save: lease, bases, packs, manifest (the commit), head, lease dropped. What fails before the manifest leaves nothing that
+//! anybody can see, and what was written is removed by the save itself or, if it was killed, by the next save of the same id.
+
+mod buffers;
+mod copy;
+mod cut;
+mod grow;
+mod index;
+mod packer;
+mod pipeline;
+mod proof;
+mod seal;
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+pub use podsnap_format::codec::{Dtype, Policy};
+use podsnap_format::{
+    Header, Key, Kind, Role, Shape, SnapshotId,
+    manifest::{AddressRange, EncodedManifest},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    buffers::BufferPool,
+    cut::Cutter,
+    index::{SaveIndex, SavedSection},
+    packer::{Packed, PackerQueue},
+    pipeline::Pipeline,
+    seal::SectionShape,
+};
+use crate::{
+    base::BaseIndex,
+    chunking::{self, Chunker, ChunkingParams},
+    error::{Error, ErrorKind, Result},
+    heads,
+    lease::{self, Lease},
+    metadata::Metadata,
+    names,
+    progress::Progress,
+    snapshot::Snapshot,
+    source::Input,
+    store::Condition,
+    Store,
+};
+
+/// How a snapshot is saved. The default deduplicates against the group's head, if there is a group.
+#[derive(Debug, Clone, Default)]
+pub struct SaveOptions {
+    /// Snapshots to deduplicate against; if empty, the head of `group`.
+    pub bases: Vec<SnapshotId>,
+    /// Group whose head this snapshot becomes.
+    pub group: Option<String>,
+    /// How chunks are encoded.
+    pub codec: Policy,
+    /// Whatever the owner wants to remember.
+    pub labels: BTreeMap<String, String>,
+    /// Description of the image, for gVisor checkpoints.
+    pub gvisor: BTreeMap<String, String>,
+    /// Ends the save with [`ErrorKind::Interrupted`] when it is cancelled.
+    pub cancel: CancellationToken,
+    /// Where the save counts what it does.
+    pub progress: Progress,
+}
+
+/// A section to be saved.
+pub struct NewSection {
+    /// What it is to the pod.
+    pub role: Role,
+    /// Tells sections of one role apart; may be empty.
+    pub name: String,
+    /// Byte stream or tree.
+    pub shape: Shape,
+    /// Its bytes.
+    pub input: Input,
+    /// How it is cut; by default as the base was, or by the section's length.
+    pub chunking: Option<ChunkingParams>,
+    /// What the bytes are, where the caller knows.
+    pub dtype: Option<Dtype>,
+    /// Addresses the bytes belong to.
+    pub address_ranges: Vec<AddressRange>,
+}
+
+impl NewSection {
+    /// A blob of that role and name.
+    pub fn blob(role: Role, name: impl Into<String>, input: Input) -> Self {
+        Self {
+            role,
+            name: name.into(),
+            shape: Shape::Blob,
+            input,
+            chunking: None,
+            dtype: None,
+            address_ranges: Vec::new(),
+        }
+    }
+
+    /// A tree of that role and name, read from a directory or a tar stream.
+    pub fn tree(role: Role, name: impl Into<String>, input: Input) -> Self {
+        Self { shape: Shape::Tree, ..Self::blob(role, name, input) }
+    }
+}
+
+/// What a save did.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct SaveStats {
+    /// The snapshot.
+    pub snapshot: String,
+    /// BLAKE3 of its manifest's directory, in hex: keep it and demand it on restore.
+    pub digest: String,
+    /// Bytes of all sections.
+    pub raw_bytes: u64,
+    /// Of these, in zero runs.
+    pub zero_bytes: u64,
+    /// Of these, found twice in the snapshot.
+    pub deduplicated_own_bytes: u64,
+    /// Of these, found in a base.
+    pub deduplicated_base_bytes: u64,
+    /// Of these, stored for the first time.
+    pub new_bytes: u64,
+    /// Bytes of the packs written.
+    pub pack_bytes: u64,
+    /// Bytes of the manifest.
+    pub manifest_bytes: u64,
+    /// Packs written.
+    pub packs: u64,
+    /// Chunks written.
+    pub chunks: u64,
+    /// Time from taking the lease to the end, in milliseconds.
+    pub elapsed_ms: u64,
+    /// Snapshots it was deduplicated against.
+    pub bases: Vec<String>,
+}
+
+impl SaveStats {
+    /// Bytes added to the store.
+    pub fn stored_bytes(&self) -> u64 {
+        self.pack_bytes + self.manifest_bytes
+    }
+}
+
+/// A snapshot being written. Call [`SnapshotWriter::finish`] to commit or [`SnapshotWriter::abort`] to leave nothing behind.
+pub struct SnapshotWriter {
+    store: Store,
+    header: Header,
+    options: SaveOptions,
+    metadata: Metadata,
+    work: Option<Work>,
+    shapes: Vec<SectionShape>,
+    started: Instant,
+}
+
+/// What is lent to a blocking thread while a section is taken in.
+struct Work {
+    lease: Lease,
+    index: SaveIndex,
+    packer: PackerQueue,
+    buffers: BufferPool,
+}
+
+impl SnapshotWriter {
+    /// Takes the lease and opens the bases.
+    pub(crate) async fn start(store: &Store, snapshot: SnapshotId, options: SaveOptions) -> Result<Self> {
+        let started = Instant::now();
+        if snapshot.as_ref() == names::HEADS {
+            return Err(Error::invalid("a snapshot cannot be called \"heads\": the store keeps the heads of groups there"));
+        }
+        if let Some(group) = &options.group {
+            heads::check_name(group)?;
+        }
+        let backend = store.backend();
+        refuse_existing(store, &snapshot).await?;
+        let wanted = wanted_bases(store, &options).await?;
+        let attempt = u64::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().expect("16 bytes"));
+        let key = store.key();
+        let header = Header {
+            key_check: key.map(Key::key_check),
+            ..Header::new(Kind::Manifest, snapshot.clone(), attempt)
+        };
+        let names = wanted.iter().map(|b| b.id.to_string()).collect();
+        let lease = Lease::acquire(backend, &snapshot, attempt, names).await?;
+        // From here on the bases' packs are safe: who deletes a base sees the lease.
+        let opened = open_bases(store, &wanted).await;
+        let (bases, base) = match opened {
+            Ok(opened) => opened,
+            Err(e) => {
+                let _ = lease.release().await;
+                return Err(e);
+            }
+        };
+        let metadata = Metadata {
+            created_unix_ms: lease::now_unix_ms(),
+            writer: concat!("podsnap ", env!("CARGO_PKG_VERSION")).to_owned(),
+            group: options.group.clone(),
+            bases,
+            labels: options.labels.clone(),
+            gvisor: options.gvisor.clone(),
+            ..Metadata::default()
+        };
+        let work = Work {
+            lease,
+            index: SaveIndex::new(Arc::new(base)),
+            packer: PackerQueue::start(backend.clone(), header.clone(), options.progress.clone()),
+            buffers: BufferPool::new(store.pool().current_num_threads() + 3),
+        };
+        Ok(Self { store: store.clone(), header, options, metadata, work: Some(work), shapes: Vec::new(), started })
+    }
+
+    /// Takes in one section. After an error the save can only be aborted.
+    pub async fn add(&mut self, section: NewSection) -> Result<()> {
+        let Some(mut work) = self.work.take() else {
+            return Err(Error::invalid("an earlier section failed: the save can only be aborted"));
+        };
+        if self.shapes.iter().any(|s| s.role == section.role && s.name == section.name) {
+            self.work = Some(work);
+            return Err(Error::invalid(format!("the snapshot has a section {}:{} already", section.role, section.name)));
+        }
+        let base_section = work.index.base.section(section.role, &section.name);
+        let chunking = section.chunking.unwrap_or_else(|| match base_section {
+            Some(base) => work.index.base.sections[base].chunking,
+            None => chunking::default_for(match &section.input {
+                Input::Source(source) => Some(source.len()),
+                Input::Stream(..) => None,
+            }),
+        });
+        let Some(chunker) = Chunker::new(&chunking) else {
+            self.work = Some(work);
+            return Err(Error::invalid(format!("chunks of {chunking:?} cannot be cut")));
+        };
+        let source = match &section.input {
+            Input::Source(source) => {
+                self.options.progress.add_total(source.len());
+                Some(source.clone())
+            }
+            Input::Stream(..) => None,
+        };
+        let cutter = Arc::new(Cutter {
+            chunker,
+            key: self.store.key().cloned(),
+            base: work.index.base.clone(),
+            base_section,
+            source: source.clone(),
+        });
+        work.index.sections.push(SavedSection { source, ..SavedSection::default() });
+        let (store, options) = (self.store.clone(), self.options.clone());
+        let input = section.input;
+        let (work, result) = tokio::task::spawn_blocking(move || {
+            let failed = || options.cancel.is_cancelled();
+            let result = Pipeline {
+                pool: store.pool(),
+                buffers: &work.buffers,
+                packer: &work.packer,
+                index: &mut work.index,
+                progress: &options.progress,
+                cutter,
+                policy: options.codec,
+                dtype: section.dtype,
+                cancelled: &failed,
+            }
+            .run(input);
+            (work, result)
+        })
+        .await
+        .map_err(|_| Error::new(ErrorKind::Source, "the save's thread died"))?;
+        match result {
+            Ok(table_length) => {
+                self.shapes.push(SectionShape {
+                    role: section.role,
+                    name: section.name,
+                    shape: section.shape,
+                    table_length,
+                    chunking,
+                    address_ranges: section.address_ranges,
+                });
+                self.work = Some(work);
+                Ok(())
+            }
+            Err(e) => {
+                // A packer that gave up knows better why.
+                let e = if work.packer.has_failed() { work.packer.finish().await.err().unwrap_or(e) } else {
+                    work.packer.abort().await;
+                    e
+                };
+                let _ = self.clean_up(work.lease).await;
+                Err(e)
+            }
+        }
+    }
+
+    /// Commits: when this returns, the snapshot is visible, whole and durable. The one error behind the commit is a group's head that
+    /// could not be moved; it says so.
+    pub async fn finish(mut self) -> Result<SaveStats> {
+        let Some(Work { lease, index, packer, .. }) = self.work.take() else {
+            return Err(Error::invalid("an earlier section failed: nothing can be committed"));
+        };
+        let packed = match packer.finish().await {
+            Ok(packed) => packed,
+            Err(e) => {
+                let _ = self.clean_up(lease).await;
+                return Err(e);
+            }
+        };
+        let metadata = serde_json::to_string(&self.metadata).expect("metadata is plain data");
+        let sealed = seal::seal(&self.header, metadata, &index, &packed, &self.shapes);
+        let raw_bytes = index.sections.iter().map(|s| s.len).sum();
+        self.conclude(lease, packed, sealed, raw_bytes).await
+    }
+
+    /// Commits a manifest, if there is one, and says what the save did.
+    async fn conclude(
+        self,
+        lease: Lease,
+        packed: Packed,
+        sealed: Result<EncodedManifest>,
+        raw_bytes: u64,
+    ) -> Result<SaveStats> {
+        let EncodedManifest { bytes, digest } = match sealed {
+            Ok(sealed) => sealed,
+            Err(e) => {
+                let _ = self.clean_up(lease).await;
+                return Err(e);
+            }
+        };
+        let bytes = [self.header.encode().as_slice(), &bytes].concat();
+        let manifest_bytes = bytes.len() as u64;
+        self.commit(lease, bytes).await?;
+        let p = self.options.progress.snapshot();
+        Ok(SaveStats {
+            snapshot: self.header.snapshot.to_string(),
+            digest: digest.to_string(),
+            raw_bytes,
+            zero_bytes: p.zero_bytes,
+            deduplicated_own_bytes: p.deduplicated_own_bytes,
+            deduplicated_base_bytes: p.deduplicated_base_bytes,
+            new_bytes: p.new_bytes,
+            pack_bytes: packed.len,
+            manifest_bytes,
+            packs: packed.packs.len() as u64,
+            chunks: packed.chunks.len() as u64,
+            elapsed_ms: self.started.elapsed().as_millis() as u64,
+            bases: self.metadata.bases.clone(),
+        })
+    }
+
+    /// Makes the snapshot visible, moves the head, drops the lease. Whatever fails before the manifest stands undoes the save.
+    async fn commit(&self, lease: Lease, manifest: Vec<u8>) -> Result<()> {
+        let (backend, snapshot) = (&**self.store.backend(), &self.header.snapshot);
+        let len = manifest.len() as u64;
+        let written = async {
+            lease.check(snapshot).await?;
+            if self.options.cancel.is_cancelled() {
+                return Err(Error::interrupted());
+            }
+            let name = names::object(snapshot, names::MANIFEST);
+            match backend.put(&name, manifest.into(), Condition::Absent).await {
+                // The answer may be lost though the manifest stands. Then the packs must stand too.
+                Err(e) if !self.committed().await? => Err(e),
+                _ => Ok(()),
+            }
+        };
+        if let Err(e) = written.await {
+            let _ = self.clean_up(lease).await;
+            return Err(e);
+        }
+        self.options.progress.add_stored(len);
+        let head = match &self.options.group {
+            Some(group) => heads::advance(backend, group, snapshot, self.metadata.created_unix_ms).await,
+            None => Ok(()),
+        };
+        if let Err(error) = lease.release().await {
+            tracing::warn!(%snapshot, %error, "the lease could not be dropped; it will expire");
+        }
+        head
+    }
+
+    /// Gives the save up and removes everything it wrote.
+    pub async fn abort(mut self) -> Result<()> {
+        match self.work.take() {
+            Some(work) => {
+                work.packer.abort().await;
+                self.clean_up(work.lease).await
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the manifest in the store is the one of this attempt.
+    async fn committed(&self) -> Result<bool> {
+        match Snapshot::open(&self.store, &self.header.snapshot).await {
+            Ok(snapshot) => Ok(snapshot.directory().header.attempt == self.header.attempt),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    async fn clean_up(&self, lease: Lease) -> Result<()> {
+        let backend = &**self.store.backend();
+        let removed = lease::remove_packs(backend, &self.header.snapshot, self.header.attempt).await;
+        if let Err(error) = &removed {
+            // With the lease left, the next save of this id will find what is left and remove it.
+            tracing::warn!(snapshot = %self.header.snapshot, %error, "could not remove what was written");
+            removed?;
+        }
+        lease.release().await
+    }
+}
+
+impl Drop for SnapshotWriter {
+    fn drop(&mut self) {
+        let (Some(work), Ok(runtime)) = (self.work.take(), tokio::runtime::Handle::try_current()) else { return };
+        let (store, header) = (self.store.clone(), self.header.clone());
+        runtime.spawn(async move {
+            work.packer.abort().await;
+            let backend = &**store.backend();
+            if lease::remove_packs(backend, &header.snapshot, header.attempt).await.is_ok() {
+                let _ = tokio::time::timeout(Duration::from_secs(10), work.lease.release()).await;
+            }
+        });
+    }
+}
+
+struct WantedBase {
+    id: SnapshotId,
+    /// Whether the caller named it, so that its absence is an error.
+    required: bool,
+}
+
+async fn wanted_bases(store: &Store, options: &SaveOptions) -> Result<Vec<WantedBase>> {
+    if !options.bases.is_empty() {
+        return Ok(options.bases.iter().map(|id| WantedBase { id: id.clone(), required: true }).collect());
+    }
+    let Some(group) = &options.group else { return Ok(Vec::new()) };
+    let head = heads::read(&**store.backend(), group).await?;
+    Ok(head.into_iter().map(|(head, _)| WantedBase { id: head.snapshot, required: false }).collect())
+}
+
+async fn open_bases(store: &Store, wanted: &[WantedBase]) -> Result<(Vec<String>, BaseIndex)> {
+    let mut opened = Vec::new();
+    for base in wanted {
+        match Snapshot::open(store, &base.id).await {
+            Ok(snapshot) => opened.push(snapshot),
+            Err(e) if e.kind() == ErrorKind::NotFound && !base.required => {
+                tracing::info!(base = %base.id, "the group's head is gone; saving without a base");
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(Error::new(ErrorKind::NotFound, format!("the base {} does not exist", base.id)));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    let names = opened.iter().map(|s| s.id().to_string()).collect();
+    Ok((names, BaseIndex::load(&opened).await?))
+}
+
+async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
+    let backend = &**store.backend();
+    match backend.head(&names::object(snapshot, names::MANIFEST)).await {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+        Ok(_) => {}
+    }
+    // A save killed between its commit and its end leaves its lease.
+    if let Ok(Some((record, version))) = lease::read(backend, snapshot).await
+        && !record.is_live()
+    {
+        let _ = backend.delete(&names::object(snapshot, names::LEASE), Some(&version)).await;
+    }
+    Err(Error::new(ErrorKind::Conflict, format!("the snapshot {snapshot} exists already"))
+        .hint("snapshots never change: save under another id, or remove it first"))
+}

@@ -1,0 +1,345 @@
+//! One section through a save: segments are read and cut in parallel, deduplicated in order, encoded in parallel, packed in order.
+//!
+//! The coordinating thread owns the index and does the work that must be in order, which is little. Cutting and encoding
+//! run on the worker pool. The buffer pool bounds what is read ahead, the packer's queue what waits to be written; both
+//! push back to the source.
+
+use std::{
+    collections::VecDeque,
+    io::Read,
+    ops::Range,
+    sync::Arc,
+};
+
+use crossbeam_channel::{Receiver, bounded};
+use podsnap_format::{
+    ChunkId,
+    codec::{Dtype, Encoder, Policy},
+    frame::append_frame,
+};
+
+use super::{
+    buffers::{Buffer, BufferPool},
+    cut::{Cutter, Piece, PieceKind},
+    grow,
+    index::{Lookup, Place, SaveIndex},
+    packer::{EncodedBatch, EncodedChunk, PackerQueue},
+    proof::Proofs,
+};
+use crate::{
+    base::Content,
+    error::{Error, Result},
+    progress::Progress,
+    source::{Input, SectionStream, Source},
+};
+
+/// Bytes of a section that are read and cut as one task. Smaller than the 64 MiB of the first design: two cores end
+/// together, and four buffers of a stream are 64 MiB of memory instead of 256.
+pub(super) const SEGMENT_LEN: usize = 16 << 20;
+
+/// Raw bytes that are encoded as one task.
+const BATCH_LEN: usize = 1 << 20;
+
+/// A segment that was read and cut.
+struct CutSegment {
+    buffer: Buffer,
+    pieces: Vec<Piece>,
+}
+
+/// Everything one section's way through the save needs.
+pub(super) struct Pipeline<'a> {
+    pub(super) pool: &'a rayon::ThreadPool,
+    pub(super) buffers: &'a BufferPool,
+    pub(super) packer: &'a PackerQueue,
+    pub(super) index: &'a mut SaveIndex,
+    pub(super) progress: &'a Progress,
+    pub(super) cutter: Arc<Cutter>,
+    pub(super) policy: Policy,
+    pub(super) dtype: Option<Dtype>,
+    pub(super) cancelled: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl Pipeline<'_> {
+    /// Runs the section through; its extents are then in the index's last section. Returns the length of the table at a stream's end.
+    pub(super) fn run(mut self, input: Input) -> Result<u64> {
+        match input {
+            Input::Source(source) => self.run_source(&source).map(|()| 0),
+            Input::Stream(stream, name) => self.run_stream(stream, &name),
+        }
+    }
+
+    fn run_source(&mut self, source: &Arc<dyn Source>) -> Result<()> {
+        let len = source.len();
+        let mut pending = VecDeque::new();
+        let mut next = 0;
+        while next < len || !pending.is_empty() {
+            // The pool has a buffer for each segment under way; one more would wait for ever.
+            while next < len && pending.len() < self.segments_ahead() {
+                let this = (len - next).min(SEGMENT_LEN as u64) as usize;
+                pending.push_back(self.spawn_read_and_cut(source, next, this));
+                next += this as u64;
+            }
+            if let Some(first) = pending.pop_front() {
+                self.take_in(receive(&first)?)?;
+            }
+        }
+        source.check_unchanged()
+    }
+
+    /// Segments that may be read or cut at once: one for each thread and one that waits.
+    fn segments_ahead(&self) -> usize {
+        self.pool.current_num_threads() + 1
+    }
+
+    fn spawn_read_and_cut(&self, source: &Arc<dyn Source>, offset: u64, len: usize) -> Receiver<Result<CutSegment>> {
+        let (cutter, source) = (self.cutter.clone(), source.clone());
+        let mut buffer = self.buffers.take(len);
+        let (sender, receiver) = bounded(1);
+        self.pool.spawn_fifo(move || {
+            let result = source.read_at(&mut buffer, offset).map(|()| {
+                let pieces = cutter.cut(&buffer, offset);
+                CutSegment { buffer, pieces }
+            });
+            // Nobody waits any more when the save has failed elsewhere.
+            let _ = sender.send(result);
+        });
+        receiver
+    }
+
+    fn run_stream(&mut self, mut stream: Box<dyn SectionStream>, name: &str) -> Result<u64> {
+        let mut pending: VecDeque<Receiver<CutSegment>> = VecDeque::new();
+        let mut offset = 0;
+        loop {
+            self.check_cancelled()?;
+            let mut buffer = self.buffers.take(SEGMENT_LEN);
+            let len = fill(&mut stream, &mut buffer).map_err(|e| Error::source(name, e))?;
+            buffer.truncate(len);
+            if len > 0 {
+                let cutter = self.cutter.clone();
+                let (sender, receiver) = bounded(1);
+                self.pool.spawn_fifo(move || {
+                    let pieces = cutter.cut(&buffer, offset);
+                    let _ = sender.send(CutSegment { buffer, pieces });
+                });
+                pending.push_back(receiver);
+                offset += len as u64;
+            }
+            let ended = len < SEGMENT_LEN;
+            while ended && !pending.is_empty() || pending.len() >= self.segments_ahead() {
+                let first = pending.pop_front().expect("checked");
+                self.take_in(first.recv().map_err(|_| worker_died())?)?;
+            }
+            if ended {
+                return Ok(stream.table_length());
+            }
+        }
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        if (self.cancelled)() { Err(Error::interrupted()) } else { Ok(()) }
+    }
+
+    /// Deduplicates a segment's pieces against everything before them and sends the new chunks on.
+    fn take_in(&mut self, segment: CutSegment) -> Result<()> {
+        self.check_cancelled()?;
+        let buffer = Arc::new(segment.buffer);
+        let mut batch = Batch::default();
+        let mut proofs = Proofs::default();
+        let mut pieces = segment.pieces.as_slice();
+        while let Some((piece, rest)) = pieces.split_first() {
+            match piece.kind {
+                PieceKind::Zero => {
+                    self.section().push(piece.len as u64, Content::Zero);
+                    self.progress.add_zero(piece.len as u64);
+                    pieces = rest;
+                }
+                PieceKind::BaseRange { chunk, start, whole_at } => {
+                    self.base_range(chunk, start, whole_at, piece.len as u64);
+                    pieces = rest;
+                }
+                PieceKind::Chunk(id) if self.index.knows(&id) => {
+                    self.chunk(id, piece.start..piece.start + piece.len, &buffer, &mut batch)?;
+                    pieces = rest;
+                }
+                PieceKind::Chunk(_) => {
+                    let unknown = |p: &Piece| matches!(p.kind, PieceKind::Chunk(id) if !self.index.knows(&id));
+                    let count = pieces.iter().take_while(|p| unknown(p)).count();
+                    let (run, rest) = pieces.split_at(count);
+                    self.unknown_run(run, rest.first(), &buffer, &mut batch, &mut proofs)?;
+                    pieces = rest;
+                }
+            }
+        }
+        self.flush(&buffer, &mut batch)
+    }
+
+    fn section(&mut self) -> &mut super::index::SavedSection {
+        self.index.sections.last_mut().expect("a section was begun")
+    }
+
+    fn place(&self) -> Place {
+        let section = self.index.sections.len() - 1;
+        Place { section: section as u32, offset: self.index.sections[section].len }
+    }
+
+    fn base_range(&mut self, base_chunk: u32, start: u32, whole_at: u64, len: u64) {
+        let place = Place { offset: whole_at, ..self.place() };
+        let chunk = self.index.enter_base(base_chunk, place);
+        self.section().push(len, Content::Chunk { chunk, start });
+        self.progress.add_deduplicated_base(len);
+    }
+
+    /// Takes in a run of chunks that nobody knows, after trying to grow the duplicates on either side into it.
+    fn unknown_run(
+        &mut self,
+        run: &[Piece],
+        next: Option<&Piece>,
+        buffer: &Arc<Buffer>,
+        batch: &mut Batch,
+        proofs: &mut Proofs,
+    ) -> Result<()> {
+        let (first, last) = (run[0], run[run.len() - 1]);
+        let whole = first.start..last.start + last.len;
+        let key = self.cutter.key.clone();
+        let here = self.place();
+        let front = match self.known_end_before(here) {
+            Some(known_end) => grow::forward(self.index, &buffer[whole.clone()], known_end, here, proofs, key.as_ref()),
+            None => Vec::new(),
+        };
+        let middle_start = whole.start + grow::total(&front);
+        let back = match next.map(|p| p.kind) {
+            Some(PieceKind::Chunk(id)) => match self.index.met(&id) {
+                Some(chunk) => {
+                    let place = self.index.chunks[chunk as usize].whole_at;
+                    grow::backward(self.index, &buffer[middle_start..whole.end], place, proofs, key.as_ref())
+                }
+                None => Vec::new(),
+            },
+            _ => Vec::new(),
+        };
+        let middle = middle_start..whole.end - grow::total(&back);
+        self.ranges(&front);
+        for piece in run {
+            let range = piece.start.max(middle.start)..(piece.start + piece.len).min(middle.end);
+            if range.is_empty() {
+                continue;
+            }
+            let id = match piece.kind {
+                PieceKind::Chunk(id) if range.len() == piece.len => id,
+                _ => ChunkId::of(&buffer[range.clone()], key.as_ref()),
+            };
+            self.chunk(id, range, buffer, batch)?;
+        }
+        self.ranges(&back);
+        Ok(())
+    }
+
+    /// If the bytes just before `here` stand elsewhere in this save too: the place behind them there.
+    fn known_end_before(&self, here: Place) -> Option<Place> {
+        let last = self.index.sections[here.section as usize].extents.last()?;
+        let Content::Chunk { chunk, start } = last.content else { return None };
+        let whole_at = self.index.chunks[chunk as usize].whole_at;
+        Some(Place { offset: whole_at.offset + u64::from(start) + last.len, ..whole_at })
+    }
+
+    fn ranges(&mut self, grown: &[grow::Grown]) {
+        for part in grown {
+            self.section().push(part.len as u64, Content::Chunk { chunk: part.chunk, start: part.start });
+            match self.index.chunks[part.chunk as usize].base {
+                Some(_) => self.progress.add_deduplicated_base(part.len as u64),
+                None => self.progress.add_deduplicated_own(part.len as u64),
+            }
+        }
+    }
+
+    /// Takes in one whole chunk, new or known.
+    fn chunk(&mut self, id: ChunkId, range: Range<usize>, buffer: &Arc<Buffer>, batch: &mut Batch) -> Result<()> {
+        let place = self.place();
+        let len = range.len() as u64;
+        let number = match self.index.enter(id, range.len() as u32, place) {
+            Lookup::Known(number) => {
+                match self.index.chunks[number as usize].base {
+                    Some(_) => self.progress.add_deduplicated_base(len),
+                    None => self.progress.add_deduplicated_own(len),
+                }
+                number
+            }
+            Lookup::New(number) => {
+                batch.len += range.len();
+                batch.chunks.push((number, id, range));
+                self.progress.add_new(len);
+                number
+            }
+        };
+        self.section().push(len, Content::Chunk { chunk: number, start: 0 });
+        if batch.len >= BATCH_LEN { self.flush(buffer, batch) } else { Ok(()) }
+    }
+
+    /// Sends the batch to be encoded, and its result to the packer, in this order.
+    fn flush(&mut self, buffer: &Arc<Buffer>, batch: &mut Batch) -> Result<()> {
+        if batch.chunks.is_empty() {
+            return Ok(());
+        }
+        let (buffer, Batch { chunks, len }) = (buffer.clone(), std::mem::take(batch));
+        let (policy, dtype) = (self.policy, self.dtype);
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.packer.push(receiver)?;
+        self.pool.spawn_fifo(move || {
+            let mut frames = Vec::with_capacity(len + chunks.len() * podsnap_format::FRAME_HEADER_LEN);
+            let chunks = with_encoder(policy, |encoder| {
+                let encode = |(number, id, range): (u32, ChunkId, Range<usize>)| {
+                    let before = frames.len();
+                    let codec = append_frame(&mut frames, &buffer[range.clone()], encoder, dtype);
+                    let encoded_len = (frames.len() - before - podsnap_format::FRAME_HEADER_LEN) as u32;
+                    EncodedChunk { number, id, codec, raw_len: range.len() as u32, encoded_len }
+                };
+                chunks.into_iter().map(encode).collect()
+            });
+            drop(buffer);
+            let _ = sender.send(EncodedBatch { frames, chunks });
+        });
+        Ok(())
+    }
+}
+
+/// New chunks of one segment that are encoded together.
+#[derive(Default)]
+struct Batch {
+    chunks: Vec<(u32, ChunkId, Range<usize>)>,
+    len: usize,
+}
+
+fn receive(receiver: &Receiver<Result<CutSegment>>) -> Result<CutSegment> {
+    receiver.recv().map_err(|_| worker_died())?
+}
+
+fn worker_died() -> Error {
+    Error::new(crate::ErrorKind::Source, "a worker thread died").hint("this is a defect of podsnap: please report it")
+}
+
+/// Runs `work` with this thread's encoder for `policy`; encoders own large tables and are kept.
+fn with_encoder<T>(policy: Policy, work: impl FnOnce(&mut Encoder) -> T) -> T {
+    use std::cell::RefCell;
+    thread_local!(static ENCODER: RefCell<Option<(Policy, Encoder)>> = const { RefCell::new(None) });
+    ENCODER.with_borrow_mut(|slot| {
+        let encoder = match slot {
+            Some((kept, encoder)) if *kept == policy => encoder,
+            _ => &mut slot.insert((policy, Encoder::new(policy))).1,
+        };
+        work(encoder)
+    })
+}
+
+/// Reads until `buf` is full or the stream ends; the number of bytes read.
+fn fill(stream: &mut dyn Read, buf: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buf.len() {
+        match stream.read(&mut buf[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}

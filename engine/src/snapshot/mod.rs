@@ -1,0 +1,254 @@
+//! A committed snapshot: its directory, its sections' extent maps, its frames. Reading only, and only what is asked for.
+//!
+//! The end of the manifest tells where everything is, so opening takes one read; a page of a section takes two more, the
+//! segment of the extent map and the frame.
+
+mod reader;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use podsnap_format::{
+    Digest, FOOTER_LEN, Footer, Key, Kind, Role, SnapshotId,
+    manifest::{Directory, PackInfo, SectionInfo, Segment},
+};
+
+pub use reader::SectionReader;
+
+use crate::{
+    Store,
+    error::{Error, ErrorKind, Result},
+    metadata::Metadata,
+    names,
+    store::{Backend, LocalBackend, ReadBytes, ReadRange, Version},
+};
+
+/// Bytes read from a manifest's end at once. The directory of a snapshot of 200 GB takes some 30 KB, so one read is nearly
+/// always enough.
+const TAIL_LEN: u64 = 128 << 10;
+
+/// Bytes of extent maps read at once when a whole section's map is wanted.
+const MAP_READ_LEN: u64 = 8 << 20;
+
+/// A directory longer than this, in bytes, is refused: no real one comes near it.
+const MAX_DIRECTORY_LEN: u64 = 256 << 20;
+
+/// A snapshot, open for reading.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) key: Option<Key>,
+    /// The object that holds directory and segments: a manifest or an export.
+    pub(crate) object: String,
+    version: Version,
+    object_len: u64,
+    directory: Arc<Directory>,
+    metadata: Arc<Metadata>,
+}
+
+/// The directory and footer of a container, read from its end.
+pub(crate) async fn read_tail(
+    backend: &dyn Backend,
+    object: &str,
+    max_trailer_len: u64,
+) -> Result<(Footer, Bytes, ReadBytes)> {
+    let tail = backend.read(object, ReadRange::Suffix(TAIL_LEN), None).await?;
+    if tail.bytes.len() < FOOTER_LEN {
+        return Err(Error::damaged(object, format!("{} bytes are too few for a footer", tail.bytes.len())));
+    }
+    let footer = Footer::parse(&tail.bytes[tail.bytes.len() - FOOTER_LEN..]).map_err(|e| Error::format(object, e))?;
+    if footer.total_len != tail.meta.len {
+        return Err(Error::damaged(
+            object,
+            format!("its footer says {} bytes, the object has {}", footer.total_len, tail.meta.len),
+        ));
+    }
+    if footer.trailer_len > max_trailer_len {
+        return Err(Error::damaged(object, format!("a directory of {} bytes is refused", footer.trailer_len)));
+    }
+    let end = footer.trailer_offset + footer.trailer_len;
+    let trailer = if footer.trailer_offset >= tail.offset {
+        tail.bytes.slice((footer.trailer_offset - tail.offset) as usize..(end - tail.offset) as usize)
+    } else {
+        let range = ReadRange::Exact(footer.trailer_offset..end);
+        backend.read(object, range, Some(&tail.meta.version)).await?.bytes
+    };
+    Ok((footer, trailer, tail))
+}
+
+impl Snapshot {
+    /// Opens a snapshot of the store.
+    pub(crate) async fn open(store: &Store, id: &SnapshotId) -> Result<Self> {
+        let object = names::object(id, names::MANIFEST);
+        let opened = Self::open_object(store.backend().clone(), object, Kind::Manifest, store.key().cloned()).await;
+        let snapshot = opened.map_err(|e| match e.kind() {
+            ErrorKind::NotFound => Error::new(ErrorKind::NotFound, format!("there is no snapshot {id} in {}", store.url())),
+            _ => e,
+        })?;
+        if snapshot.id() != id {
+            return Err(Error::damaged(&snapshot.object, format!("it is the manifest of {}, not of {id}", snapshot.id())));
+        }
+        Ok(snapshot)
+    }
+
+    /// Opens an exported snapshot in a local file.
+    pub async fn open_export(path: impl AsRef<std::path::Path>, key: Option<Key>) -> Result<Self> {
+        let path = std::path::absolute(path.as_ref()).map_err(|e| Error::source(path.as_ref().display(), e))?;
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
+            return Err(Error::invalid(format!("{} cannot be an export", path.display())));
+        };
+        let backend = Arc::new(LocalBackend::new(dir, false)?);
+        Self::open_object(backend, name.to_owned(), Kind::Export, key).await
+    }
+
+    async fn open_object(backend: Arc<dyn Backend>, object: String, kind: Kind, key: Option<Key>) -> Result<Self> {
+        let (footer, trailer, tail) = read_tail(&*backend, &object, MAX_DIRECTORY_LEN).await?;
+        if footer.kind != kind {
+            return Err(Error::damaged(&object, format!("it is a {:?}, not a {kind:?}", footer.kind)));
+        }
+        let directory = Directory::parse(&footer, &trailer).map_err(|e| Error::format(&object, e))?;
+        check_key(&object, directory.header.key_check, key.as_ref())?;
+        let metadata = serde_json::from_str(&directory.metadata)
+            .map_err(|e| Error::damaged(&object, format!("its metadata is not what was expected: {e}")))?;
+        Ok(Self {
+            backend,
+            key,
+            object,
+            version: tail.meta.version,
+            object_len: tail.meta.len,
+            directory: Arc::new(directory),
+            metadata: Arc::new(metadata),
+        })
+    }
+
+    /// The snapshot's id.
+    pub fn id(&self) -> &SnapshotId {
+        &self.directory.header.snapshot
+    }
+
+    /// BLAKE3 of the manifest's directory, which covers everything in the snapshot.
+    pub fn digest(&self) -> Digest {
+        self.directory.digest
+    }
+
+    /// An error unless the snapshot has this digest, given as hex.
+    pub fn demand_digest(&self, expected: &str) -> Result<()> {
+        let found = self.digest().to_string();
+        if found.eq_ignore_ascii_case(expected) {
+            return Ok(());
+        }
+        Err(Error::damaged(&self.object, format!("its digest is {found}, {expected} was demanded")))
+    }
+
+    /// Everything the manifest's directory says.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// Who made the snapshot, when, of what.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Its sections.
+    pub fn sections(&self) -> &[SectionInfo] {
+        &self.directory.sections
+    }
+
+    /// Length of the manifest or export, in bytes.
+    pub fn object_len(&self) -> u64 {
+        self.object_len
+    }
+
+    /// Name of the manifest or export.
+    pub fn object_name(&self) -> &str {
+        &self.object
+    }
+
+    /// Number of the section of that role and name.
+    pub fn find_section(&self, role: Role, name: &str) -> Result<usize> {
+        self.sections().iter().position(|s| s.role == role && s.name == name).ok_or_else(|| {
+            let all: Vec<_> = self.sections().iter().map(SectionInfo::title).collect();
+            let wanted = if name.is_empty() { role.to_string() } else { format!("{role}:{name}") };
+            Error::new(ErrorKind::NotFound, format!("{} has no section {wanted}", self.id()))
+                .hint(format!("it has {}", all.join(", ")))
+        })
+    }
+
+    /// Random access to a section.
+    pub fn reader(&self, section: usize) -> SectionReader {
+        SectionReader::new(self.clone(), section)
+    }
+
+    /// The object that holds a pack's frames.
+    pub(crate) fn pack_object(&self, pack: &PackInfo) -> String {
+        if pack.name.is_empty() { self.object.clone() } else { names::object(&pack.snapshot, &pack.name) }
+    }
+
+    /// The version to read a pack at, if the store gave one.
+    pub(crate) fn pack_version(&self, pack: &PackInfo) -> Option<Version> {
+        match (pack.name.is_empty(), pack.version.is_empty()) {
+            (true, _) => Some(self.version.clone()),
+            (false, true) => None,
+            (false, false) => Some(Version(pack.version.clone())),
+        }
+    }
+
+    /// One segment of a section's extent map.
+    pub(crate) async fn load_segment(&self, section: usize, segment: usize) -> Result<Segment> {
+        let info = &self.sections()[section].segments[segment];
+        let range = info.object_offset..info.object_offset + info.object_len;
+        let read = self.backend.read(&self.object, ReadRange::Exact(range), Some(&self.version)).await?;
+        self.parse_segment(section, segment, &read.bytes)
+    }
+
+    /// All segments of a section's extent map, in a few large reads.
+    pub(crate) async fn load_segments(&self, section: usize) -> Result<Vec<Segment>> {
+        let infos = &self.sections()[section].segments;
+        let mut segments = Vec::new();
+        while segments.len() < infos.len() {
+            let first = segments.len();
+            let start = infos[first].object_offset;
+            let mut end = start;
+            let mut count = 0;
+            for info in &infos[first..] {
+                if count > 0 && info.object_offset + info.object_len - start > MAP_READ_LEN {
+                    break;
+                }
+                end = info.object_offset + info.object_len;
+                count += 1;
+            }
+            let read = self.backend.read(&self.object, ReadRange::Exact(start..end), Some(&self.version)).await?;
+            for number in first..first + count {
+                let info = &infos[number];
+                let bytes = &read.bytes[(info.object_offset - start) as usize..][..info.object_len as usize];
+                segments.push(self.parse_segment(section, number, bytes)?);
+            }
+        }
+        Ok(segments)
+    }
+
+    fn parse_segment(&self, section: usize, segment: usize, bytes: &[u8]) -> Result<Segment> {
+        let info = &self.sections()[section].segments[segment];
+        info.open(bytes, &self.directory.packs).map_err(|e| {
+            let place = format!(
+                "{} (extent map {segment} of {}, at byte {})",
+                self.object,
+                self.sections()[section].title(),
+                info.object_offset
+            );
+            Error::format(place, e)
+        })
+    }
+}
+
+fn check_key(object: &str, wanted: Option<[u8; 16]>, key: Option<&Key>) -> Result<()> {
+    let problem = match (wanted, key) {
+        (None, None) => return Ok(()),
+        (Some(wanted), Some(key)) if key.key_check() == wanted => return Ok(()),
+        (Some(_), Some(_)) => "was written with another key",
+        (Some(_), None) => "was written with a key, and none was given",
+        (None, Some(_)) => "was written without a key, and one was given",
+    };
+    Err(Error::invalid(format!("{object} {problem}")).hint("open the store with the key it was written with"))
+}

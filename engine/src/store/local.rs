@@ -1,0 +1,335 @@
+//! A directory as a store: the embedded default, durable and with the same preconditions as a bucket.
+//!
+//! Packs are written in place under names that are used once; until a manifest names them nobody looks at them. Small objects that
+//! carry meaning (manifest, lease, head) are written beside their place, synced and renamed, so that a reader
+//! sees all of one or none. All file-system calls run on tokio's blocking threads.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rustix::fs::{FlockOperation, RenameFlags, flock};
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::{Backend, Condition, ObjectMeta, ObjectWriter, ReadBytes, ReadRange, Version, not_found, precondition};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes after which a writer asks the kernel to begin writing out, so that the final sync has little left to wait for.
+const SYNC_EVERY: u64 = 16 << 20;
+
+/// A store in a directory, which is made when the first object is written.
+#[derive(Debug, Clone)]
+pub struct LocalBackend {
+    root: Arc<Path>,
+    sync: bool,
+}
+
+impl LocalBackend {
+    /// A store in `root`. With `sync`, objects are on disk when they are called written.
+    pub fn new(root: impl Into<PathBuf>, sync: bool) -> Result<Self> {
+        let root: PathBuf = root.into();
+        if root.as_os_str().is_empty() {
+            return Err(Error::invalid("the store's path is empty"));
+        }
+        Ok(Self { root: root.into(), sync })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        name: &str,
+        work: impl FnOnce(&Self, &Path) -> io::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (this, path) = (self.clone(), self.path(name));
+        let result = spawn_blocking(move || work(&this, &path)).await.expect("file-system calls do not panic");
+        result.map_err(|e| convert(name, &self.path(name), e))
+    }
+}
+
+fn convert(name: &str, path: &Path, err: io::Error) -> Error {
+    let path = path.display();
+    match err.kind() {
+        io::ErrorKind::NotFound => not_found(name),
+        io::ErrorKind::AlreadyExists => precondition(name),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            Error::new(ErrorKind::Forbidden, format!("the store refuses access to {path}")).because(err)
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::new(ErrorKind::Store, format!("the store is full at {path}"))
+                .because(err)
+                .hint("free space there and save again")
+        }
+        io::ErrorKind::InvalidData => Error::damaged(name, err.to_string()),
+        _ => Error::new(ErrorKind::Store, format!("the store failed at {path}")).because(err),
+    }
+}
+
+fn meta_of(name: &str, stat: &fs::Metadata) -> ObjectMeta {
+    // Inode and times change with every replacement by rename; that is what a version must do.
+    let version = format!("{}-{}.{:09}", stat.ino(), stat.mtime(), stat.mtime_nsec());
+    ObjectMeta { name: name.to_owned(), len: stat.len(), version: Version(version) }
+}
+
+/// Makes the directory of `path` if it is missing.
+fn make_parent(path: &Path) -> io::Result<&Path> {
+    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    fs::create_dir_all(parent)?;
+    Ok(parent)
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Prefix of files that are not yet objects. Their writer holds a lock on them for as long as it lives.
+const TEMPORARY: &str = ".tmp-";
+
+/// Removes temporary files in `dir` whose writer died.
+fn sweep(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if !entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+            continue;
+        }
+        if let Ok(file) = File::open(entry.path())
+            && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            // Gone already is as good: another sweep, or the writer's own rename.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
+impl LocalBackend {
+    fn put_blocking(&self, name: &str, path: &Path, bytes: &[u8], condition: &Condition) -> io::Result<ObjectMeta> {
+        let parent = make_parent(path)?;
+        // Writers of one directory take turns, so that comparing a version and replacing it are one step.
+        let dir = File::open(parent)?;
+        flock(&dir, FlockOperation::LockExclusive)?;
+        sweep(parent)?;
+        let flags = match condition {
+            Condition::Absent => RenameFlags::NOREPLACE,
+            Condition::Matches(version) => {
+                if meta_of(name, &fs::metadata(path)?).version != *version {
+                    return Err(io::ErrorKind::AlreadyExists.into());
+                }
+                RenameFlags::empty()
+            }
+        };
+        let temporary = parent.join(format!("{TEMPORARY}{}", uuid::Uuid::new_v4().simple()));
+        let written = (|| {
+            let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+            flock(&file, FlockOperation::LockExclusive)?;
+            file.write_all(bytes)?;
+            if self.sync {
+                file.sync_all()?;
+            }
+            let cwd = rustix::fs::CWD;
+            rustix::fs::renameat_with(cwd, &temporary, cwd, path, flags)?;
+            Ok(meta_of(name, &file.metadata()?))
+        })();
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        } else if self.sync {
+            sync_dir(parent)?;
+        }
+        written
+    }
+
+    fn list_blocking(&self, dir: &Path, into: &mut Vec<ObjectMeta>) -> io::Result<()> {
+        let entries = match fs::read_dir(dir) {
+            // The store or the snapshot was never written to.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let path = entry?.path();
+            match fs::symlink_metadata(&path) {
+                Ok(stat) if stat.is_dir() => self.list_blocking(&path, into)?,
+                Ok(stat) => {
+                    let below = path.strip_prefix(&self.root).unwrap_or(&path);
+                    // Names that are not UTF-8 are not ours.
+                    if let Some(name) = below.to_str() {
+                        into.push(meta_of(name, &stat));
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Backend for LocalBackend {
+    async fn read(&self, name: &str, range: ReadRange, _version: Option<&Version>) -> Result<ReadBytes> {
+        let own_name = name.to_owned();
+        self.blocking(name, move |_, path| {
+            let file = File::open(path)?;
+            let meta = meta_of(&own_name, &file.metadata()?);
+            let range = match range {
+                ReadRange::Exact(range) => range,
+                ReadRange::Suffix(len) => meta.len.saturating_sub(len)..meta.len,
+            };
+            if range.end > meta.len {
+                let why = format!("it ends at {}, bytes {} to {} are missing", meta.len, meta.len, range.end);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+            let mut bytes = vec![0; (range.end - range.start) as usize];
+            file.read_exact_at(&mut bytes, range.start)?;
+            Ok(ReadBytes { bytes: bytes.into(), offset: range.start, meta })
+        })
+        .await
+    }
+
+    async fn head(&self, name: &str) -> Result<ObjectMeta> {
+        let own_name = name.to_owned();
+        self.blocking(name, move |_, path| Ok(meta_of(&own_name, &fs::metadata(path)?))).await
+    }
+
+    async fn put(&self, name: &str, bytes: Bytes, condition: Condition) -> Result<ObjectMeta> {
+        let own_name = name.to_owned();
+        self.blocking(name, move |this, path| this.put_blocking(&own_name, path, &bytes, &condition)).await
+    }
+
+    async fn create(&self, name: &str) -> Result<Box<dyn ObjectWriter>> {
+        let file = self
+            .blocking(name, |_, path| {
+                make_parent(path)?;
+                OpenOptions::new().write(true).create_new(true).open(path)
+            })
+            .await?;
+        Ok(Box::new(LocalWriter {
+            path: self.path(name),
+            name: name.to_owned(),
+            file: Arc::new(file),
+            sync: self.sync,
+            len: 0,
+            syncing: None,
+            synced: 0,
+        }))
+    }
+
+    async fn delete(&self, name: &str, version: Option<&Version>) -> Result<()> {
+        let (own_name, version) = (name.to_owned(), version.cloned());
+        self.blocking(name, move |_, path| {
+            let stat = match fs::symlink_metadata(path) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                stat => stat?,
+            };
+            if version.is_some_and(|version| meta_of(&own_name, &stat).version != version) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            match fs::remove_file(path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            // The directory goes with its last object; while it has others this fails, as it should.
+            if let Some(parent) = path.parent() {
+                let _ = sweep(parent);
+                let _ = fs::remove_dir(parent);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
+        self.blocking(prefix, |this, path| {
+            let mut found = Vec::new();
+            this.list_blocking(path, &mut found)?;
+            Ok(found)
+        })
+        .await
+    }
+
+    fn read_len(&self) -> u64 {
+        1 << 20
+    }
+
+    fn reads_at_once(&self) -> usize {
+        // One for each core to decode, and as many waiting.
+        2 * std::thread::available_parallelism().map_or(4, |n| n.get().min(32))
+    }
+
+    fn pack_len(&self) -> u64 {
+        1 << 30
+    }
+}
+
+struct LocalWriter {
+    name: String,
+    path: PathBuf,
+    file: Arc<File>,
+    sync: bool,
+    len: u64,
+    synced: u64,
+    syncing: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl LocalWriter {
+    /// Waits for the write-out under way, if any.
+    async fn settle(&mut self) -> Result<()> {
+        match self.syncing.take() {
+            Some(task) => {
+                let done = task.await.expect("file-system calls do not panic");
+                done.map_err(|e| convert(&self.name, &self.path, e))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl ObjectWriter for LocalWriter {
+    async fn write(&mut self, bytes: Bytes) -> Result<()> {
+        let (file, offset) = (self.file.clone(), self.len);
+        self.len += bytes.len() as u64;
+        spawn_blocking(move || file.write_all_at(&bytes, offset))
+            .await
+            .expect("file-system calls do not panic")
+            .map_err(|e| convert(&self.name, &self.path, e))?;
+        if self.sync && self.len - self.synced >= SYNC_EVERY && self.syncing.as_ref().is_none_or(|t| t.is_finished()) {
+            self.settle().await?;
+            self.synced = self.len;
+            let file = self.file.clone();
+            self.syncing = Some(spawn_blocking(move || file.sync_data()));
+        }
+        Ok(())
+    }
+
+    async fn finish(mut self: Box<Self>) -> Result<ObjectMeta> {
+        self.settle().await?;
+        let (file, sync, path, name) = (self.file.clone(), self.sync, self.path.clone(), self.name.clone());
+        spawn_blocking(move || {
+            if sync {
+                file.sync_all()?;
+                sync_dir(path.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
+            }
+            Ok(meta_of(&name, &file.metadata()?))
+        })
+        .await
+        .expect("file-system calls do not panic")
+        .map_err(|e| convert(&self.name, &self.path, e))
+    }
+
+    async fn abort(mut self: Box<Self>) -> Result<()> {
+        let _ = self.settle().await;
+        let path = self.path.clone();
+        spawn_blocking(move || fs::remove_file(path))
+            .await
+            .expect("file-system calls do not panic")
+            .map_err(|e| convert(&self.name, &self.path, e))
+    }
+}
