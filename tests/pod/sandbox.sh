@@ -17,9 +17,11 @@ sandbox_unavailable() {
     fi
 }
 
+runsc_flags=(--platform=systrap --network=none --ignore-cgroups --overlay2=root:memory)
+
+# A command about a sandbox that sandbox_start began; never waits for ever.
 runsc() {
-    "$runsc_binary" --platform=systrap --network=none --ignore-cgroups \
-        --overlay2=root:memory --root "$sandbox_dir/state" "$@"
+    timeout --kill-after=1 60 "$runsc_binary" "${runsc_flags[@]}" --root "$sandbox_dir/state" "$@"
 }
 
 # sandbox_start LOG run|restore ARGUMENTS...: in the background; its process id is in
@@ -30,8 +32,7 @@ sandbox_start() {
     local log=$1
     shift
     : >"$log"
-    unshare --mount setpriv --pdeathsig KILL "$runsc_binary" --platform=systrap --network=none --ignore-cgroups \
-        --overlay2=root:memory --root "$sandbox_dir/state" "$@" \
+    unshare --mount setpriv --pdeathsig KILL "$runsc_binary" "${runsc_flags[@]}" --root "$sandbox_dir/state" "$@" \
         </dev/null >"$log" 2>"$log.err" 9>&- &
     sandbox_pid=$!
 }
