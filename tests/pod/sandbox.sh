@@ -3,7 +3,7 @@
 # a restore works only with the flags, the bundle and the kinds of standard streams
 # (/dev/null, a file, a file) of the checkpointed run.
 
-cache=${PODSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/podsnap}
+cache=$(realpath -m -- "${PODSNAP_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/podsnap}")
 runsc_binary=$cache/bin/runsc
 
 # Everything of the sandboxes of one script run; the script makes it with mktemp.
