@@ -1,1 +1,3 @@
 //! Podsnap engine.
+
+pub mod tree;

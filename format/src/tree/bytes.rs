@@ -45,9 +45,16 @@ impl<'a> Cursor<'a> {
         Ok(self.take(1, what)?[0])
     }
 
-    pub(super) fn take(&mut self, length: usize, what: &'static str) -> Result<&'a [u8], TreeError> {
+    pub(super) fn take(
+        &mut self,
+        length: usize,
+        what: &'static str,
+    ) -> Result<&'a [u8], TreeError> {
         let left = &self.bytes[self.position..];
-        let taken = left.get(..length).ok_or(TreeError::Truncated { offset: self.position, what })?;
+        let taken = left.get(..length).ok_or(TreeError::Truncated {
+            offset: self.position,
+            what,
+        })?;
         self.position += length;
         Ok(taken)
     }
@@ -78,7 +85,11 @@ impl<'a> Cursor<'a> {
     pub(super) fn bounded(&mut self, limit: u64, what: &'static str) -> Result<u64, TreeError> {
         let offset = self.position;
         let value = self.varint(what)?;
-        if value > limit { Err(TreeError::Overflow { offset, what }) } else { Ok(value) }
+        if value > limit {
+            Err(TreeError::Overflow { offset, what })
+        } else {
+            Ok(value)
+        }
     }
 
     pub(super) fn u32(&mut self, what: &'static str) -> Result<u32, TreeError> {
@@ -96,7 +107,11 @@ impl<'a> Cursor<'a> {
     }
 
     /// A length of at most `limit` and that many bytes.
-    pub(super) fn counted(&mut self, limit: usize, what: &'static str) -> Result<&'a [u8], TreeError> {
+    pub(super) fn counted(
+        &mut self,
+        limit: usize,
+        what: &'static str,
+    ) -> Result<&'a [u8], TreeError> {
         let length = self.bounded(limit as u64, what)? as usize;
         self.take(length, what)
     }

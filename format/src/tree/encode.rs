@@ -21,9 +21,17 @@ pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
         out.push(kind_tag(&entry.kind));
         let mut up = 0;
         if index > 0 {
-            up = walk.up_to(entry.parent).expect("checked: the parent is open");
-            let sibling = walk.sibling(up).map_or(&b""[..], |sibling| &entries[sibling as usize].name);
-            let shared = sibling.iter().zip(&entry.name).take_while(|(a, b)| a == b).count();
+            up = walk
+                .up_to(entry.parent)
+                .expect("checked: the parent is open");
+            let sibling = walk
+                .sibling(up)
+                .map_or(&b""[..], |sibling| &entries[sibling as usize].name);
+            let shared = sibling
+                .iter()
+                .zip(&entry.name)
+                .take_while(|(a, b)| a == b)
+                .count();
             put_varint(&mut out, up as u64);
             put_varint(&mut out, shared as u64);
             put_bytes(&mut out, &entry.name[shared..]);
@@ -44,7 +52,10 @@ pub(super) fn encode(entries: &[Entry]) -> Vec<u8> {
             put_varint(&mut out, u64::from(owner.2));
             *known = owner;
         }
-        put_signed(&mut out, attributes.mtime.seconds.wrapping_sub(previous.seconds));
+        put_signed(
+            &mut out,
+            attributes.mtime.seconds.wrapping_sub(previous.seconds),
+        );
         put_varint(&mut out, u64::from(attributes.mtime.nanos));
         previous.seconds = attributes.mtime.seconds;
         if !attributes.xattrs.is_empty() {
@@ -91,7 +102,10 @@ fn put_kind(out: &mut Vec<u8>, head_at: usize, kind: &EntryKind, previous: &mut 
             for range in ranges {
                 put_varint(out, range.file_offset - file_end);
                 put_varint(out, range.length);
-                put_signed(out, range.stream_offset.wrapping_sub(previous.stream_end) as i64);
+                put_signed(
+                    out,
+                    range.stream_offset.wrapping_sub(previous.stream_end) as i64,
+                );
                 file_end = range.file_offset + range.length;
                 previous.stream_end = range.stream_offset + range.length;
             }
@@ -101,7 +115,8 @@ fn put_kind(out: &mut Vec<u8>, head_at: usize, kind: &EntryKind, previous: &mut 
             put_varint(out, u64::from(*major));
             put_varint(out, u64::from(*minor));
         }
-        EntryKind::Directory | EntryKind::Fifo | EntryKind::Socket | EntryKind::HardLink { .. } => {}
+        EntryKind::Directory | EntryKind::Fifo | EntryKind::Socket | EntryKind::HardLink { .. } => {
+        }
     }
 }
 

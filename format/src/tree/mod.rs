@@ -191,7 +191,9 @@ pub enum TreeError {
         problem: &'static str,
     },
     /// Two ranges of files claim the same byte of the stream.
-    #[error("tree table: entries {first} and {second} both claim byte {stream_offset} of the stream")]
+    #[error(
+        "tree table: entries {first} and {second} both claim byte {stream_offset} of the stream"
+    )]
     Overlap {
         /// Index of one entry.
         first: u32,
@@ -220,7 +222,10 @@ impl TreeTable {
             walk.check(&entries[..=index])?;
         }
         walk.finish(&entries)?;
-        Ok(Self { entries, data_length })
+        Ok(Self {
+            entries,
+            data_length,
+        })
     }
 
     /// Reads a table; `data_length` is the length of the stream before it.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::bytes::Cursor;
 use super::walk::Walk;
 use super::{
-    Attributes, DataRange, Entry, EntryKind, MAX_FILE_SIZE, MAX_NAME_LEN, MAX_SYMLINK_LEN, MAX_TABLE_LEN,
-    MAX_XATTR_NAME_LEN, MAX_XATTR_VALUE_LEN, TABLE_VERSION, Timestamp, TreeError, TreeTable, Xattr,
+    Attributes, DataRange, Entry, EntryKind, MAX_FILE_SIZE, MAX_NAME_LEN, MAX_SYMLINK_LEN,
+    MAX_TABLE_LEN, MAX_XATTR_NAME_LEN, MAX_XATTR_VALUE_LEN, TABLE_VERSION, Timestamp, TreeError,
+    TreeTable, Xattr,
 };
 
 /// The first byte of an entry: its kind in the low four bits, then flags. Bit 7 is zero.
@@ -47,7 +48,9 @@ const LEAST_TOP_LEN: usize = 3;
 
 pub(super) fn parse(bytes: &[u8], data_length: u64) -> Result<TreeTable, TreeError> {
     if bytes.len() as u64 > MAX_TABLE_LEN {
-        return Err(TreeError::TooLong { length: bytes.len() as u64 });
+        return Err(TreeError::TooLong {
+            length: bytes.len() as u64,
+        });
     }
     let mut cursor = Cursor::new(bytes);
     let version = cursor.byte("the version")?;
@@ -58,7 +61,10 @@ pub(super) fn parse(bytes: &[u8], data_length: u64) -> Result<TreeTable, TreeErr
     let count = cursor.varint("the number of entries")?;
     let most = 1 + cursor.remaining().saturating_sub(LEAST_TOP_LEN) / LEAST_ENTRY_LEN;
     if count > most as u64 {
-        return Err(TreeError::Truncated { offset, what: "the number of entries" });
+        return Err(TreeError::Truncated {
+            offset,
+            what: "the number of entries",
+        });
     }
     let mut parser = Parser {
         cursor,
@@ -75,10 +81,16 @@ pub(super) fn parse(bytes: &[u8], data_length: u64) -> Result<TreeTable, TreeErr
     }
     let Parser { cursor, walk, .. } = parser;
     if cursor.remaining() > 0 {
-        return Err(TreeError::LeftOver { offset: cursor.position(), count: cursor.remaining() });
+        return Err(TreeError::LeftOver {
+            offset: cursor.position(),
+            count: cursor.remaining(),
+        });
     }
     walk.finish(&entries)?;
-    Ok(TreeTable { entries, data_length })
+    Ok(TreeTable {
+        entries,
+        data_length,
+    })
 }
 
 struct Parser<'a> {
@@ -94,8 +106,16 @@ impl Parser<'_> {
         let index = entries.len() as u32;
         let head = self.cursor.byte("an entry")?;
         let tag = head & head::KIND;
-        let (parent, name) = if index == 0 { (0, Vec::new()) } else { self.name(entries)? };
-        let wrong = |problem| TreeError::Entry { index, name: name.escape_ascii().to_string(), problem };
+        let (parent, name) = if index == 0 {
+            (0, Vec::new())
+        } else {
+            self.name(entries)?
+        };
+        let wrong = |problem| TreeError::Entry {
+            index,
+            name: name.escape_ascii().to_string(),
+            problem,
+        };
         let allowed = match tag {
             head::HARD_LINK => 0,
             head::REGULAR => head::SAME_OWNER | head::XATTRS | head::DENSE,
@@ -107,22 +127,45 @@ impl Parser<'_> {
         }
         if tag == head::HARD_LINK {
             let back = self.cursor.varint("a hard link")?;
-            let target = u64::from(index).checked_sub(back).ok_or_else(|| wrong("a hard link must name an earlier entry"))?;
-            let kind = EntryKind::HardLink { target: target as u32 };
-            let attributes = Attributes { xattrs: self.none.clone(), ..Attributes::default() };
-            return Ok(Entry { parent, name, kind, attributes });
+            let target = u64::from(index)
+                .checked_sub(back)
+                .ok_or_else(|| wrong("a hard link must name an earlier entry"))?;
+            let kind = EntryKind::HardLink {
+                target: target as u32,
+            };
+            let attributes = Attributes {
+                xattrs: self.none.clone(),
+                ..Attributes::default()
+            };
+            return Ok(Entry {
+                parent,
+                name,
+                kind,
+                attributes,
+            });
         }
         let attributes = self.attributes(head)?;
         let kind = match tag {
             head::DIRECTORY => EntryKind::Directory,
             head::REGULAR => {
                 let size = self.cursor.bounded(MAX_FILE_SIZE, "a file's size")?;
-                let ranges = if head & head::DENSE != 0 { self.dense(size) } else { self.ranges() };
-                EntryKind::Regular { size, ranges: ranges? }
+                let ranges = if head & head::DENSE != 0 {
+                    self.dense(size)
+                } else {
+                    self.ranges()
+                };
+                EntryKind::Regular {
+                    size,
+                    ranges: ranges?,
+                }
             }
             head::SYMLINK => {
-                let target = self.cursor.counted(MAX_SYMLINK_LEN, "a symbolic link's target")?;
-                EntryKind::Symlink { target: target.to_vec() }
+                let target = self
+                    .cursor
+                    .counted(MAX_SYMLINK_LEN, "a symbolic link's target")?;
+                EntryKind::Symlink {
+                    target: target.to_vec(),
+                }
             }
             head::FIFO => EntryKind::Fifo,
             head::SOCKET => EntryKind::Socket,
@@ -136,7 +179,12 @@ impl Parser<'_> {
                 }
             }
         };
-        Ok(Entry { parent, name, kind, attributes })
+        Ok(Entry {
+            parent,
+            name,
+            kind,
+            attributes,
+        })
     }
 
     /// The parent's index and the name, which is coded against its predecessor in the directory.
@@ -144,9 +192,18 @@ impl Parser<'_> {
         let offset = self.cursor.position();
         let what = "the way up to an entry's directory";
         let up = self.cursor.varint(what)?;
-        let parent = self.walk.directory_above(up).ok_or(TreeError::Overflow { offset, what })?;
-        let sibling = self.walk.sibling(up as usize).map_or(&b""[..], |sibling| &entries[sibling as usize].name);
-        let shared = self.cursor.bounded(sibling.len() as u64, "what a name shares with the one before")? as usize;
+        let parent = self
+            .walk
+            .directory_above(up)
+            .ok_or(TreeError::Overflow { offset, what })?;
+        let sibling = self
+            .walk
+            .sibling(up as usize)
+            .map_or(&b""[..], |sibling| &entries[sibling as usize].name);
+        let shared = self.cursor.bounded(
+            sibling.len() as u64,
+            "what a name shares with the one before",
+        )? as usize;
         let rest = self.cursor.counted(MAX_NAME_LEN - shared, "a name")?;
         Ok((parent, [&sibling[..shared], rest].concat()))
     }
@@ -155,26 +212,52 @@ impl Parser<'_> {
         let known = &mut self.previous.owner[usize::from(head & head::KIND)];
         if head & head::SAME_OWNER == 0 {
             let mode = self.cursor.bounded(0o7777, "a mode")? as u16;
-            *known = (mode, self.cursor.u32("an owner")?, self.cursor.u32("a group")?);
+            *known = (
+                mode,
+                self.cursor.u32("an owner")?,
+                self.cursor.u32("a group")?,
+            );
         }
         let (mode, uid, gid) = *known;
-        let seconds = self.previous.seconds.wrapping_add(self.cursor.signed("a time")?);
+        let seconds = self
+            .previous
+            .seconds
+            .wrapping_add(self.cursor.signed("a time")?);
         self.previous.seconds = seconds;
         let nanos = self.cursor.bounded(999_999_999, "a time's nanoseconds")? as u32;
-        let xattrs = if head & head::XATTRS == 0 { self.none.clone() } else { self.xattrs()? };
-        Ok(Attributes { mode, uid, gid, mtime: Timestamp { seconds, nanos }, xattrs })
+        let xattrs = if head & head::XATTRS == 0 {
+            self.none.clone()
+        } else {
+            self.xattrs()?
+        };
+        Ok(Attributes {
+            mode,
+            uid,
+            gid,
+            mtime: Timestamp { seconds, nanos },
+            xattrs,
+        })
     }
 
     fn xattrs(&mut self) -> Result<Arc<[Xattr]>, TreeError> {
-        let number = self.cursor.bounded(self.xattr_sets.len() as u64, "the number of a set of extended attributes")?;
+        let number = self.cursor.bounded(
+            self.xattr_sets.len() as u64,
+            "the number of a set of extended attributes",
+        )?;
         if let Some(known) = (number as usize).checked_sub(1) {
             return Ok(self.xattr_sets[known].clone());
         }
         let count = self.cursor.count(3, "the number of extended attributes")?;
         let mut xattrs = Vec::with_capacity(count);
         for _ in 0..count {
-            let name = self.cursor.counted(MAX_XATTR_NAME_LEN, "an extended attribute's name")?.to_vec();
-            let value = self.cursor.counted(MAX_XATTR_VALUE_LEN, "an extended attribute's value")?.to_vec();
+            let name = self
+                .cursor
+                .counted(MAX_XATTR_NAME_LEN, "an extended attribute's name")?
+                .to_vec();
+            let value = self
+                .cursor
+                .counted(MAX_XATTR_VALUE_LEN, "an extended attribute's value")?
+                .to_vec();
             xattrs.push(Xattr { name, value });
         }
         let set: Arc<[Xattr]> = xattrs.into();
@@ -187,7 +270,11 @@ impl Parser<'_> {
             return Ok(Vec::new());
         }
         let stream_offset = self.advance(self.previous.stream_end, size)?;
-        Ok(vec![DataRange { file_offset: 0, length: size, stream_offset }])
+        Ok(vec![DataRange {
+            file_offset: 0,
+            length: size,
+            stream_offset,
+        }])
     }
 
     fn ranges(&mut self) -> Result<Vec<DataRange>, TreeError> {
@@ -198,18 +285,29 @@ impl Parser<'_> {
             let gap = self.cursor.bounded(MAX_FILE_SIZE, "a hole")?;
             let length = self.cursor.bounded(MAX_FILE_SIZE, "a data range")?;
             let delta = self.cursor.signed("a stream offset")?;
-            let stream_offset = self.advance(self.previous.stream_end.wrapping_add_signed(delta), length)?;
-            let overflow = TreeError::Overflow { offset: self.cursor.position(), what: "a data range before" };
+            let stream_offset =
+                self.advance(self.previous.stream_end.wrapping_add_signed(delta), length)?;
+            let overflow = TreeError::Overflow {
+                offset: self.cursor.position(),
+                what: "a data range before",
+            };
             let file_offset = file_end.checked_add(gap).ok_or(overflow.clone())?;
             file_end = file_offset.checked_add(length).ok_or(overflow)?;
-            ranges.push(DataRange { file_offset, length, stream_offset });
+            ranges.push(DataRange {
+                file_offset,
+                length,
+                stream_offset,
+            });
         }
         Ok(ranges)
     }
 
     /// Notes that a range of `length` bytes begins at `stream_offset`, which it gives back.
     fn advance(&mut self, stream_offset: u64, length: u64) -> Result<u64, TreeError> {
-        let overflow = TreeError::Overflow { offset: self.cursor.position(), what: "a stream offset before" };
+        let overflow = TreeError::Overflow {
+            offset: self.cursor.position(),
+            what: "a stream offset before",
+        };
         self.previous.stream_end = stream_offset.checked_add(length).ok_or(overflow)?;
         Ok(stream_offset)
     }
