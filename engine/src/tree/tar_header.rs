@@ -212,8 +212,8 @@ pub(super) fn attributes(header: &Header, pax: &Pax) -> Result<Attributes, Strin
     })
 }
 
-/// Splits a member's path into names. Leading and doubled slashes at the end and `.` are dropped as tar does; what would
-/// lead elsewhere is refused.
+/// Splits a member's path into names. Doubled slashes, one at the end, and `.` are dropped as tar does; what would lead
+/// elsewhere is refused.
 pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, String> {
     if path.starts_with(b"/") {
         return Err("its path is absolute; make the archive with relative paths".into());

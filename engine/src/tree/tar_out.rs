@@ -180,10 +180,11 @@ impl<W: Write> Writer<'_, W> {
 /// A member's header in the making.
 struct Member {
     header: Header,
-    path: Vec<u8>,
     /// Name the header gets; that of a sparse file stands in a record.
+    path: Vec<u8>,
+    /// PAX records of attributes.
     pax: Vec<u8>,
-    /// Records that say what it is called.
+    /// PAX records of names and sizes.
     names: Vec<u8>,
 }
 

@@ -84,7 +84,7 @@ fn add(
         target,
         xattrs: xattrs(directory, name),
         runs: if kind == 0o100000 {
-            runs(&open(OFlags::RDONLY), stat.st_size as u64)
+            runs(open(OFlags::RDONLY), stat.st_size as u64)
         } else {
             Vec::new()
         },
