@@ -7,7 +7,8 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use podsnap_format::manifest::{ChunkingParams, Extent};
-use podsnap_format::{Header, Key, Segment};
+use podsnap_format::scan::Scanned;
+use podsnap_format::{FrameScanner, HEADER_LEN, Header, Key, Segment};
 use sample::{KEY, METADATA, Read};
 
 fn path(name: &str) -> PathBuf {
@@ -34,8 +35,24 @@ fn bless() {
         write("base-pack", &sample.packs[1]);
         write("manifest", &sample.manifest);
         write("export", &sample.export);
+        write_codec_seeds(&sample.export);
         write("contents.txt", describe_all().as_bytes());
     });
+}
+
+/// Writes every frame of the export as a seed of the fuzz target `codecs`: codec tag, raw length, payload.
+fn write_codec_seeds(export: &[u8]) {
+    let seeds = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds/codecs");
+    std::fs::create_dir_all(&seeds).unwrap();
+    let (directory, _) = sample::read_manifest(export).unwrap();
+    let frames = &export[HEADER_LEN..directory.packs[0].length as usize];
+    for (scanned, (name, _, _)) in FrameScanner::new(frames, 0, true).zip(sample::chunks()) {
+        let Scanned::Frame { offset, header } = scanned else {
+            panic!("damage in the sample")
+        };
+        let frame = &frames[offset as usize..offset as usize + header.frame_len()];
+        std::fs::write(seeds.join(name), [&frame[1..5], &frame[12..]].concat()).unwrap();
+    }
 }
 
 /// All that the objects say, as text that does not depend on the names of types.
