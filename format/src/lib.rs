@@ -1,2 +1,4 @@
 //! Podsnap's container format.
 #![forbid(unsafe_code)]
+
+pub mod codec;
