@@ -21,12 +21,20 @@ impl Default for Decoder {
 impl Decoder {
     /// A decoder.
     pub fn new() -> Decoder {
-        Decoder { decompressor: Decompressor::new(), planes: Vec::new() }
+        Decoder {
+            decompressor: Decompressor::new(),
+            planes: Vec::new(),
+        }
     }
 
     /// Decodes `payload` so that it fills `out` exactly; what is in `out` after an error is undefined. Apart from `out` this needs
     /// as much memory again, once.
-    pub fn decode(&mut self, codec: Codec, payload: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
+    pub fn decode(
+        &mut self,
+        codec: Codec,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), CodecError> {
         match codec {
             Codec::Raw => {
                 check_len("a raw payload", payload.len(), out.len())?;
@@ -38,26 +46,47 @@ impl Decoder {
         }
     }
 
-    fn decode_planes(&mut self, width: Width, payload: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
+    fn decode_planes(
+        &mut self,
+        width: Width,
+        payload: &[u8],
+        out: &mut [u8],
+    ) -> Result<(), CodecError> {
         let count = width.bytes();
-        let Some((table, mut rest)) = payload.split_at_checked(count * PlaneCodec::ENTRY_LEN) else {
+        let Some((table, mut rest)) = payload.split_at_checked(count * PlaneCodec::ENTRY_LEN)
+        else {
             let expected = count * PlaneCodec::ENTRY_LEN;
-            return Err(CodecError::Length { what: "a table of planes", found: payload.len(), expected });
+            return Err(CodecError::Length {
+                what: "a table of planes",
+                found: payload.len(),
+                expected,
+            });
         };
         if self.planes.len() < out.len() {
             self.planes.resize(out.len(), 0);
         }
         let mut decoded = &mut self.planes[..out.len()];
         let mut planes: [&[u8]; 8] = [&[]; 8];
-        for (index, entry) in table.as_chunks::<{ PlaneCodec::ENTRY_LEN }>().0.iter().enumerate() {
+        for (index, entry) in table
+            .as_chunks::<{ PlaneCodec::ENTRY_LEN }>()
+            .0
+            .iter()
+            .enumerate()
+        {
             let [tag, a, b, c] = *entry;
-            let codec = PlaneCodec::from_tag(tag).ok_or(CodecError::PlaneCodec { plane: index, tag })?;
+            let codec =
+                PlaneCodec::from_tag(tag).ok_or(CodecError::PlaneCodec { plane: index, tag })?;
             let encoded_len = u32::from_le_bytes([a, b, c, 0]) as usize;
             let Some((encoded, tail)) = rest.split_at_checked(encoded_len) else {
-                return Err(CodecError::Length { what: "what is left for a plane", found: rest.len(), expected: encoded_len });
+                return Err(CodecError::Length {
+                    what: "what is left for a plane",
+                    found: rest.len(),
+                    expected: encoded_len,
+                });
             };
             rest = tail;
-            let (plane, free) = std::mem::take(&mut decoded).split_at_mut(plane_len(out.len(), width, index));
+            let (plane, free) =
+                std::mem::take(&mut decoded).split_at_mut(plane_len(out.len(), width, index));
             decoded = free;
             planes[index] = match codec {
                 PlaneCodec::Raw => {
@@ -83,7 +112,11 @@ impl Decoder {
 
 fn check_len(what: &'static str, found: usize, expected: usize) -> Result<(), CodecError> {
     if found != expected {
-        return Err(CodecError::Length { what, found, expected });
+        return Err(CodecError::Length {
+            what,
+            found,
+            expected,
+        });
     }
     Ok(())
 }

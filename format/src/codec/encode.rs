@@ -27,7 +27,12 @@ impl Encoder {
             Policy::Zstd(level) => level,
             Policy::Auto | Policy::None => AUTO_LEVEL,
         };
-        Encoder { policy, level: Compressor::at_level(level), huffman: Compressor::huffman(), planes: Vec::new() }
+        Encoder {
+            policy,
+            level: Compressor::at_level(level),
+            huffman: Compressor::huffman(),
+            planes: Vec::new(),
+        }
     }
 
     /// Appends the payload for `raw` to `out`, never more than `raw.len()` bytes, and returns the codec it is in.
@@ -36,7 +41,9 @@ impl Encoder {
     pub fn encode(&mut self, raw: &[u8], hint: Option<Dtype>, out: &mut Vec<u8>) -> Codec {
         let codec = match self.policy {
             Policy::None => None,
-            Policy::Zstd(_) => append_smaller(self.level.compress(raw), raw.len().saturating_sub(1), out),
+            Policy::Zstd(_) => {
+                append_smaller(self.level.compress(raw), raw.len().saturating_sub(1), out)
+            }
             Policy::Auto => self.encode_planned(raw, hint, out),
         };
         codec.unwrap_or_else(|| {
@@ -46,7 +53,12 @@ impl Encoder {
     }
 
     /// Appends the smallest encoding of those planned; None and nothing if that is not worth it.
-    fn encode_planned(&mut self, raw: &[u8], hint: Option<Dtype>, out: &mut Vec<u8>) -> Option<Codec> {
+    fn encode_planned(
+        &mut self,
+        raw: &[u8],
+        hint: Option<Dtype>,
+        out: &mut Vec<u8>,
+    ) -> Option<Codec> {
         let plan = plan(raw, hint);
         let limit = raw.len().checked_sub(raw.len() / LEAST_GAIN + 1)?;
         let whole = match plan.whole {
@@ -54,8 +66,11 @@ impl Encoder {
             Whole::Huffman => self.huffman.compress(raw),
             Whole::Zstd => self.level.compress(raw),
         };
-        let Some(planes) = plan.planes else { return append_smaller(whole, limit, out) };
-        let limit_for_planes = whole.map_or(limit, |frame| limit.min(frame.len().saturating_sub(1)));
+        let Some(planes) = plan.planes else {
+            return append_smaller(whole, limit, out);
+        };
+        let limit_for_planes =
+            whole.map_or(limit, |frame| limit.min(frame.len().saturating_sub(1)));
         if planes.expected_len > limit_for_planes {
             return append_smaller(whole, limit, out);
         }

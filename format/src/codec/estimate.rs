@@ -1,6 +1,6 @@
 //! What to try on a chunk, decided from a sample of it at a small fraction of the cost of trying.
 //!
-//! One 8-byte word out of every 64 bytes is looked at. The frequencies of bytes by their position in the word give the entropy
+//! One 8-byte word out of every 128 bytes is looked at. The frequencies of bytes by their position in the word give the entropy
 //! of each plane at each width, and words seen before hint at repetitions, which only zstd can use. From this follows a [`Plan`];
 //! this module compresses nothing and gives no promise about sizes.
 
@@ -10,10 +10,10 @@ use super::{Dtype, Width};
 const WORD: usize = 8;
 
 /// One word is sampled out of this many bytes.
-const STRIDE: usize = 64;
+const STRIDE: usize = 128;
 
 /// At most this many words are sampled, then strides are skipped evenly.
-const MAX_WORDS: usize = 2048;
+const MAX_WORDS: usize = 1024;
 
 /// Chunks with fewer words in their sample are not worth an estimate: trying is cheap.
 const MIN_WORDS: usize = 64;
@@ -25,7 +25,7 @@ const NOISE_BITS: f32 = 7.6;
 const SPARSE_BITS: f32 = 1.2;
 
 /// A wider split must promise this much of the cost of a narrower one.
-const WIDER_GAIN: f32 = 0.99;
+const WIDER_GAIN: f32 = 0.97;
 
 /// A chunk in which one sampled word in this many was seen before may hold repetitions worth zstd's search.
 const REPEATS: usize = 32;
@@ -84,7 +84,10 @@ pub(super) fn plan(raw: &[u8], hint: Option<Dtype>) -> Plan {
             kinds: [PlaneKind::Skewed; 8],
             expected_len: 0,
         });
-        return Plan { whole: Whole::Zstd, planes };
+        return Plan {
+            whole: Whole::Zstd,
+            planes,
+        };
     }
 
     let by_width = sample.entropies();
@@ -99,18 +102,36 @@ pub(super) fn plan(raw: &[u8], hint: Option<Dtype>) -> Plan {
                 entropy if entropy > SPARSE_BITS => PlaneKind::Skewed,
                 _ => PlaneKind::Sparse,
             };
-            bits += if *kind == PlaneKind::Noise { 8.0 } else { *entropy };
+            bits += if *kind == PlaneKind::Noise {
+                8.0
+            } else {
+                *entropy
+            };
         }
         let cost = bits / (8 * width.bytes()) as f32;
-        if best.as_ref().is_none_or(|(least, _)| cost < least * WIDER_GAIN) {
+        if best
+            .as_ref()
+            .is_none_or(|(least, _)| cost < least * WIDER_GAIN)
+        {
             let expected_len = (cost * raw.len() as f32) as usize;
-            best = Some((cost, PlanesPlan { width: *width, kinds, expected_len }));
+            best = Some((
+                cost,
+                PlanesPlan {
+                    width: *width,
+                    kinds,
+                    expected_len,
+                },
+            ));
         }
     }
-    let planes = best.filter(|(cost, _)| *cost < by_width.order0 / 8.0 * WIDER_GAIN).map(|(_, plan)| plan);
+    let planes = best
+        .filter(|(cost, _)| *cost < by_width.order0 / 8.0 * WIDER_GAIN)
+        .map(|(_, plan)| plan);
 
     let repeats = sample.repeats * REPEATS > sample.words;
     let noisy = match &planes {
+        // Tables of pointers have a noisy plane as well, between constant ones, and zstd is often better at those.
+        Some(plan) if plan.width == Width::Eight && plan.expected_len < raw.len() / 4 * 3 => false,
         Some(plan) => plan.kinds[..plan.width.bytes()].contains(&PlaneKind::Noise),
         None => by_width.order0 > NOISE_BITS,
     };
@@ -139,13 +160,17 @@ struct Sample {
 
 impl Sample {
     fn of(raw: &[u8]) -> Sample {
-        let mut sample = Sample { words: 0, repeats: 0, histograms: [[0; 256]; WORD] };
-        let mut seen = [0u32; MAX_WORDS];
+        let mut sample = Sample {
+            words: 0,
+            repeats: 0,
+            histograms: [[0; 256]; WORD],
+        };
+        let mut seen = [0u32; 2048];
         let step = raw.len().div_ceil(STRIDE * MAX_WORDS).max(1);
         let (strides, _) = raw.as_chunks::<STRIDE>();
         for (index, stride) in strides.iter().step_by(step).enumerate() {
-            // Records of 64 bytes show all their fields in turn; pages that are equal show the same words.
-            let word = stride.as_chunks::<WORD>().0[index * 3 % WORD];
+            // Records of 128 bytes show all their fields in turn; pages that are equal show the same words.
+            let word = stride.as_chunks::<WORD>().0[index * 3 % (STRIDE / WORD)];
             for (histogram, byte) in sample.histograms.iter_mut().zip(word) {
                 histogram[usize::from(byte)] += 1;
             }
@@ -161,7 +186,8 @@ impl Sample {
 
     fn entropies(&self) -> Entropies {
         let eight = &self.histograms;
-        let four: [Histogram; 4] = std::array::from_fn(|plane| sum(&eight[plane], &eight[plane + 4]));
+        let four: [Histogram; 4] =
+            std::array::from_fn(|plane| sum(&eight[plane], &eight[plane + 4]));
         let two: [Histogram; 2] = std::array::from_fn(|plane| sum(&four[plane], &four[plane + 2]));
         let one = sum(&two[0], &two[1]);
         Entropies {
@@ -219,6 +245,7 @@ fn log2(x: f32) -> f32 {
     let bits = x.to_bits();
     let exponent = (bits >> 23) as i32 - 127;
     let m = f32::from_bits(bits & 0x007F_FFFF | 0x3F80_0000);
-    let log_m = -1.741_793_9 + (2.821_202_6 + (-1.469_956_8 + (0.447_179_55 - 0.056_570_85 * m) * m) * m) * m;
+    let log_m = -1.741_793_9
+        + (2.821_202_6 + (-1.469_956_8 + (0.447_179_55 - 0.056_570_85 * m) * m) * m) * m;
     exponent as f32 + log_m
 }

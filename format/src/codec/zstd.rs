@@ -40,9 +40,14 @@ impl Compressor {
     fn new(parameters: &[CParameter]) -> Compressor {
         let mut context = CCtx::create();
         for parameter in parameters {
-            context.set_parameter(*parameter).expect("the parameter is within zstd's bounds");
+            context
+                .set_parameter(*parameter)
+                .expect("the parameter is within zstd's bounds");
         }
-        Compressor { context, frame: Vec::new() }
+        Compressor {
+            context,
+            frame: Vec::new(),
+        }
     }
 
     /// Compresses `raw` into a frame that states its content size. None if zstd fails, which it does for lack of memory only.
@@ -70,7 +75,9 @@ pub(super) struct Decompressor {
 
 impl Decompressor {
     pub(super) fn new() -> Decompressor {
-        Decompressor { context: DCtx::create() }
+        Decompressor {
+            context: DCtx::create(),
+        }
     }
 
     /// Decompresses `frame`, which must be one zstd frame to its last byte, so that it fills `out` exactly.
@@ -81,9 +88,15 @@ impl Decompressor {
         {
             return Err(CodecError::NotOneFrame);
         }
-        let stated = zstd_safe::get_frame_content_size(frame).ok().flatten().ok_or(CodecError::NotOneFrame)?;
+        let stated = zstd_safe::get_frame_content_size(frame)
+            .ok()
+            .flatten()
+            .ok_or(CodecError::NotOneFrame)?;
         check_content(stated, out.len())?;
-        let written = self.context.decompress(out, frame).map_err(|code| CodecError::Zstd(zstd_safe::get_error_name(code)))?;
+        let written = self
+            .context
+            .decompress(out, frame)
+            .map_err(|code| CodecError::Zstd(zstd_safe::get_error_name(code)))?;
         check_content(written as u64, out.len())
     }
 }
@@ -97,7 +110,11 @@ impl fmt::Debug for Decompressor {
 fn check_content(found: u64, expected: usize) -> Result<(), CodecError> {
     if found != expected as u64 {
         let found = usize::try_from(found).unwrap_or(usize::MAX);
-        return Err(CodecError::Length { what: "the content of a zstd frame", found, expected });
+        return Err(CodecError::Length {
+            what: "the content of a zstd frame",
+            found,
+            expected,
+        });
     }
     Ok(())
 }
