@@ -17,6 +17,7 @@ fn codecs(criterion: &mut Criterion) {
     let mut inputs = vec![
         ("fp32".to_owned(), samples::fp32(1, LEN)),
         ("bf16".to_owned(), samples::bf16(2, LEN)),
+        ("fp64".to_owned(), samples::fp64(5, LEN)),
         ("heap".to_owned(), samples::heap(3, LEN)),
         ("noise".to_owned(), samples::noise(4, LEN)),
     ];

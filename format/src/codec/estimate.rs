@@ -1,6 +1,6 @@
 //! What to try on a chunk, decided from a sample of it at a small fraction of the cost of trying.
 //!
-//! One 8-byte word out of every 128 bytes is looked at. The frequencies of bytes by their position in the word give the entropy
+//! Some hundreds of 8-byte words, spread evenly, are looked at. The frequencies of bytes by their position in the word give the entropy
 //! of each plane at each width, and words seen before hint at repetitions, which only zstd can use. From this follows a [`Plan`];
 //! this module compresses nothing and gives no promise about sizes.
 
@@ -9,17 +9,24 @@ use super::{Dtype, Width};
 /// Bytes of the words that are sampled; all widths divide it.
 const WORD: usize = 8;
 
-/// One word is sampled out of this many bytes.
-const STRIDE: usize = 128;
+/// At most one word is sampled out of this many bytes: a line of the cache.
+const STRIDE: usize = 64;
 
-/// At most this many words are sampled, then strides are skipped evenly.
-const MAX_WORDS: usize = 1024;
+/// At most this many words are sampled; from longer chunks, one word of every second stride, every fourth, and so on.
+const MAX_WORDS: usize = 768;
+
+/// Words seen are remembered in a table of this many bits' size, far larger than their number, so that few drive others out.
+const SEEN_BITS: u32 = 11;
 
 /// Chunks with fewer words in their sample are not worth an estimate: trying is cheap.
 const MIN_WORDS: usize = 64;
 
 /// A plane with more bits of entropy per byte than this is noise. Coding it would win less than 5 % of it and cost decoding speed.
 const NOISE_BITS: f32 = 7.6;
+
+/// A chunk whose bytes, taken together, have more bits of entropy than this is noise if it shows no planes either. A higher bound than
+/// that for planes: there may be a compressible part between others that are not.
+const WHOLE_NOISE_BITS: f32 = 7.9;
 
 /// A plane with fewer bits per byte than this is worth a search for matches: a Huffman code cannot go below one bit.
 const SPARSE_BITS: f32 = 1.2;
@@ -133,7 +140,7 @@ pub(super) fn plan(raw: &[u8], hint: Option<Dtype>) -> Plan {
         // Tables of pointers have a noisy plane as well, between constant ones, and zstd is often better at those.
         Some(plan) if plan.width == Width::Eight && plan.expected_len < raw.len() / 4 * 3 => false,
         Some(plan) => plan.kinds[..plan.width.bytes()].contains(&PlaneKind::Noise),
-        None => by_width.order0 > NOISE_BITS,
+        None => by_width.order0 > WHOLE_NOISE_BITS,
     };
     let whole = match hint {
         _ if repeats => Whole::Zstd,
@@ -165,17 +172,18 @@ impl Sample {
             repeats: 0,
             histograms: [[0; 256]; WORD],
         };
-        let mut seen = [0u32; 2048];
-        let step = raw.len().div_ceil(STRIDE * MAX_WORDS).max(1);
+        let mut seen = [0u32; 1 << SEEN_BITS];
+        // A power of two, so that the sample shows the same words of equal pages.
+        let step = raw.len().div_ceil(STRIDE * MAX_WORDS).next_power_of_two();
         let (strides, _) = raw.as_chunks::<STRIDE>();
         for (index, stride) in strides.iter().step_by(step).enumerate() {
-            // Records of 128 bytes show all their fields in turn; pages that are equal show the same words.
-            let word = stride.as_chunks::<WORD>().0[index * 3 % (STRIDE / WORD)];
+            // Another word each time, so that records of 64 bytes show all their fields.
+            let word = stride.as_chunks::<WORD>().0[index * 3 % WORD];
             for (histogram, byte) in sample.histograms.iter_mut().zip(word) {
                 histogram[usize::from(byte)] += 1;
             }
             let hash = u64::from_le_bytes(word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-            let slot = &mut seen[(hash >> 53) as usize];
+            let slot = &mut seen[(hash >> (64 - SEEN_BITS)) as usize];
             let tag = (hash >> 16) as u32;
             sample.repeats += usize::from(*slot == tag);
             *slot = tag;
