@@ -1,1 +1,2 @@
 //! Podsnap.
+pub use podsnap_engine::*;
