@@ -31,7 +31,11 @@ fn chunks() -> Vec<Chunk> {
         Chunk {
             id,
             raw_len,
-            codec: if i.is_multiple_of(7) { Codec::Raw } else { Codec::Zstd },
+            codec: if i.is_multiple_of(7) {
+                Codec::Raw
+            } else {
+                Codec::Zstd
+            },
             location,
         }
     };
