@@ -50,7 +50,10 @@ pub(crate) struct PlacedExtent {
 pub(crate) enum Content {
     Zero,
     /// Bytes from `start` of the chunk with this number.
-    Chunk { chunk: u32, start: u32 },
+    Chunk {
+        chunk: u32,
+        start: u32,
+    },
 }
 
 pub(crate) struct BaseSection {
@@ -63,7 +66,9 @@ pub(crate) struct BaseSection {
 impl BaseSection {
     /// The extent that starts exactly at `offset`.
     pub(crate) fn extent_at(&self, offset: u64) -> Option<usize> {
-        self.extents.binary_search_by_key(&offset, |e| e.offset).ok()
+        self.extents
+            .binary_search_by_key(&offset, |e| e.offset)
+            .ok()
     }
 }
 
@@ -97,20 +102,28 @@ impl BaseIndex {
             let mut extents: Vec<PlacedExtent> = Vec::new();
             let mut offset = 0;
             for segment in base.load_segments(number).await? {
-                let numbers: Vec<u32> =
-                    segment.chunks.into_iter().map(|chunk| self.chunk_number(chunk, first_pack)).collect();
+                let numbers: Vec<u32> = segment
+                    .chunks
+                    .into_iter()
+                    .map(|chunk| self.chunk_number(chunk, first_pack))
+                    .collect();
                 for extent in segment.extents {
                     let (len, content) = match extent {
                         Extent::Zero { len } => (len, Content::Zero),
                         Extent::Chunk { chunk, start, len } => {
                             let chunk = numbers[chunk as usize];
                             if start == 0 && len == self.chunks[chunk as usize].raw_len {
-                                self.whole_at[chunk as usize].get_or_insert((section, extents.len() as u32));
+                                self.whole_at[chunk as usize]
+                                    .get_or_insert((section, extents.len() as u32));
                             }
                             (len.into(), Content::Chunk { chunk, start })
                         }
                     };
-                    extents.push(PlacedExtent { offset, len, content });
+                    extents.push(PlacedExtent {
+                        offset,
+                        len,
+                        content,
+                    });
                     offset += len;
                 }
             }
@@ -142,7 +155,9 @@ impl BaseIndex {
 
     /// The section of that role and name, in the first base that has it.
     pub(crate) fn section(&self, role: Role, name: &str) -> Option<usize> {
-        self.sections.iter().position(|s| s.role == role && s.name == name)
+        self.sections
+            .iter()
+            .position(|s| s.role == role && s.name == name)
     }
 
     /// Where the chunk stands whole: section and index of the extent.

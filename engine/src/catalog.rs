@@ -9,8 +9,7 @@ use podsnap_format::{SnapshotId, header::PackName};
 use crate::{
     Store,
     error::{Error, ErrorKind, Result},
-    heads, lease,
-    names,
+    heads, lease, names,
     snapshot::Snapshot,
     store::{Condition, ObjectMeta},
 };
@@ -52,7 +51,10 @@ impl Store {
     /// All snapshots, newest first.
     pub async fn list(&self) -> Result<Vec<Listed>> {
         let objects = self.list_objects().await?;
-        let ids: Vec<SnapshotId> = objects.iter().filter_map(|o| snapshot_of(o, names::MANIFEST)).collect();
+        let ids: Vec<SnapshotId> = objects
+            .iter()
+            .filter_map(|o| snapshot_of(o, names::MANIFEST))
+            .collect();
         let mut listed: Vec<Listed> = stream::iter(ids)
             .map(|id| {
                 let stored_bytes = own_objects(&objects, &id).map(|o| o.len).sum();
@@ -79,7 +81,9 @@ impl Store {
             .try_filter_map(|listed| async move { Ok(listed) })
             .try_collect()
             .await?;
-        listed.sort_by(|a, b| (b.created_unix_ms, &b.snapshot).cmp(&(a.created_unix_ms, &a.snapshot)));
+        listed.sort_by(|a, b| {
+            (b.created_unix_ms, &b.snapshot).cmp(&(a.created_unix_ms, &a.snapshot))
+        });
         Ok(listed)
     }
 
@@ -88,17 +92,25 @@ impl Store {
         let backend = &**self.backend();
         let manifest = names::object(id, names::MANIFEST);
         let version = backend.head(&manifest).await.map_err(|e| match e.kind() {
-            ErrorKind::NotFound => {
-                Error::new(ErrorKind::NotFound, format!("there is no snapshot {id} in {}", self.url()))
-            }
+            ErrorKind::NotFound => Error::new(
+                ErrorKind::NotFound,
+                format!("there is no snapshot {id} in {}", self.url()),
+            ),
             _ => e,
         })?;
         // A manifest that cannot be read says no group; then no head is moved and a save finds out by itself.
-        let group = self.snapshot(id).await.ok().and_then(|s| s.metadata().group.clone());
+        let group = self
+            .snapshot(id)
+            .await
+            .ok()
+            .and_then(|s| s.metadata().group.clone());
         let users = self.users_of(id).await?;
         if !users.is_empty() {
-            return Err(Error::new(ErrorKind::Conflict, format!("{id} is needed by {}", users.join(", ")))
-                .hint("remove those first, or export them and import them again"));
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{id} is needed by {}", users.join(", ")),
+            )
+            .hint("remove those first, or export them and import them again"));
         }
         backend.delete(&manifest, Some(&version.version)).await?;
         if let Some(group) = group {
@@ -109,7 +121,10 @@ impl Store {
         if !users.is_empty() {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                format!("{id} is gone, but its packs stay: meanwhile {} came to need them", users.join(", ")),
+                format!(
+                    "{id} is gone, but its packs stay: meanwhile {} came to need them",
+                    users.join(", ")
+                ),
             ));
         }
         let (mut objects, mut bytes) = (1, version.len);
@@ -118,12 +133,18 @@ impl Store {
             objects += 1;
             bytes += object.len;
         }
-        Ok(RemoveStats { snapshot: id.to_string(), objects, bytes })
+        Ok(RemoveStats {
+            snapshot: id.to_string(),
+            objects,
+            bytes,
+        })
     }
 
     async fn list_objects(&self) -> Result<Vec<ObjectMeta>> {
         self.backend().list("").await.map_err(|e| match e.kind() {
-            ErrorKind::Forbidden => e.hint("listing and removing need the right to list the store's objects"),
+            ErrorKind::Forbidden => {
+                e.hint("listing and removing need the right to list the store's objects")
+            }
             _ => e,
         })
     }
@@ -135,12 +156,16 @@ impl Store {
         for object in &objects {
             if let Some(other) = snapshot_of(object, names::MANIFEST).filter(|other| other != id) {
                 match self.snapshot(&other).await {
-                    Ok(snapshot) if snapshot.directory().packs.iter().any(|p| p.snapshot == *id) => {
+                    Ok(snapshot)
+                        if snapshot.directory().packs.iter().any(|p| p.snapshot == *id) =>
+                    {
                         users.push(format!("snapshot {other}"));
                     }
                     Ok(_) => {}
                     Err(e) if e.kind() == ErrorKind::NotFound => {}
-                    Err(e) if unreadable(&e) => users.push(format!("perhaps snapshot {other}, which cannot be read")),
+                    Err(e) if unreadable(&e) => {
+                        users.push(format!("perhaps snapshot {other}, which cannot be read"))
+                    }
                     Err(e) => return Err(e),
                 }
             }
@@ -152,7 +177,9 @@ impl Store {
                         }
                     }
                     Ok(_) => {}
-                    Err(e) if unreadable(&e) => users.push(format!("perhaps a save of {other}, whose lease cannot be read")),
+                    Err(e) if unreadable(&e) => users.push(format!(
+                        "perhaps a save of {other}, whose lease cannot be read"
+                    )),
                     Err(e) => return Err(e),
                 }
             }
@@ -163,22 +190,37 @@ impl Store {
     /// If `id` is the head of its group, the newest other snapshot of the group takes its place, or nothing does.
     async fn move_head_away(&self, group: &str, id: &SnapshotId) -> Result<()> {
         let backend = &**self.backend();
-        let Some((head, version)) = heads::read(backend, group).await?.filter(|(head, _)| head.snapshot == *id) else {
+        let Some((head, version)) = heads::read(backend, group)
+            .await?
+            .filter(|(head, _)| head.snapshot == *id)
+        else {
             return Ok(());
         };
         let rest = self.list().await?;
-        let next = rest.iter().find(|s| s.group.as_deref() == Some(group) && s.problem.is_none());
-        let moved = match next.and_then(|next| Some((next.snapshot.parse().ok()?, next.created_unix_ms))) {
-            Some((snapshot, created_unix_ms)) => {
-                let record = heads::encode(&heads::Head { snapshot, created_unix_ms });
-                backend.put(&names::head(group), record, Condition::Matches(version)).await.map(drop)
-            }
-            None => backend.delete(&names::head(group), Some(&version)).await,
-        };
+        let next = rest
+            .iter()
+            .find(|s| s.group.as_deref() == Some(group) && s.problem.is_none());
+        let moved =
+            match next.and_then(|next| Some((next.snapshot.parse().ok()?, next.created_unix_ms))) {
+                Some((snapshot, created_unix_ms)) => {
+                    let record = heads::encode(&heads::Head {
+                        snapshot,
+                        created_unix_ms,
+                    });
+                    backend
+                        .put(&names::head(group), record, Condition::Matches(version))
+                        .await
+                        .map(drop)
+                }
+                None => backend.delete(&names::head(group), Some(&version)).await,
+            };
         match moved {
             // A save has moved it on already.
             Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
-            Err(e) => Err(e.hint(format!("the head of {group} still names {}, which is gone", head.snapshot))),
+            Err(e) => Err(e.hint(format!(
+                "the head of {group} still names {}, which is gone",
+                head.snapshot
+            ))),
             Ok(()) => Ok(()),
         }
     }
@@ -186,7 +228,10 @@ impl Store {
 
 /// Errors that are about one object, and not about the store.
 fn unreadable(e: &Error) -> bool {
-    matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing | ErrorKind::Unsupported | ErrorKind::InvalidInput)
+    matches!(
+        e.kind(),
+        ErrorKind::Damaged | ErrorKind::Missing | ErrorKind::Unsupported | ErrorKind::InvalidInput
+    )
 }
 
 /// The snapshot whose `last` component this object is.
@@ -196,18 +241,27 @@ fn snapshot_of(object: &ObjectMeta, last: &str) -> Option<SnapshotId> {
 }
 
 /// The objects that belong to `id` alone. Anything whose name is none of ours is left alone.
-fn own_objects<'a>(objects: &'a [ObjectMeta], id: &SnapshotId) -> impl Iterator<Item = &'a ObjectMeta> {
+fn own_objects<'a>(
+    objects: &'a [ObjectMeta],
+    id: &SnapshotId,
+) -> impl Iterator<Item = &'a ObjectMeta> {
     objects.iter().filter(move |object| {
         object.name.split_once('/').is_some_and(|(dir, name)| {
             dir == id.as_str()
-                && (name.parse::<PackName>().is_ok() || [names::MANIFEST, names::LEASE, names::WORKING_SET].contains(&name))
+                && (name.parse::<PackName>().is_ok()
+                    || [names::MANIFEST, names::LEASE, names::WORKING_SET].contains(&name))
         })
     })
 }
 
 fn describe(snapshot: &Snapshot, stored_bytes: u64) -> Listed {
-    let mut borrows_from: Vec<String> =
-        snapshot.directory().packs.iter().filter(|p| p.snapshot != *snapshot.id()).map(|p| p.snapshot.to_string()).collect();
+    let mut borrows_from: Vec<String> = snapshot
+        .directory()
+        .packs
+        .iter()
+        .filter(|p| p.snapshot != *snapshot.id())
+        .map(|p| p.snapshot.to_string())
+        .collect();
     borrows_from.sort();
     borrows_from.dedup();
     Listed {

@@ -90,7 +90,10 @@ impl Error {
 
     /// An object that is there but does not hold what it must.
     pub(crate) fn damaged(object: impl fmt::Display, why: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Damaged, format!("{object} is damaged: {}", why.into()))
+        Self::new(
+            ErrorKind::Damaged,
+            format!("{object} is damaged: {}", why.into()),
+        )
     }
 
     /// A pack that a committed snapshot needs and that is not there.
@@ -102,9 +105,12 @@ impl Error {
     /// A refusal of the format, for `object`.
     pub(crate) fn format(object: impl fmt::Display, err: FormatError) -> Self {
         if is_unsupported(&err) {
-            Self::new(ErrorKind::Unsupported, format!("{object} cannot be read by this version"))
-                .because(err)
-                .hint("use a podsnap at least as new as the one that wrote it")
+            Self::new(
+                ErrorKind::Unsupported,
+                format!("{object} cannot be read by this version"),
+            )
+            .because(err)
+            .hint("use a podsnap at least as new as the one that wrote it")
         } else {
             Self::new(ErrorKind::Damaged, format!("{object} is damaged")).because(err)
         }
@@ -123,7 +129,10 @@ impl Error {
 
 /// Whether a newer podsnap could read what was refused.
 fn is_unsupported(err: &FormatError) -> bool {
-    matches!(err, FormatError::Version { .. } | FormatError::Features { .. })
+    matches!(
+        err,
+        FormatError::Version { .. } | FormatError::Features { .. }
+    )
 }
 
 impl fmt::Display for Error {

@@ -16,7 +16,9 @@ use futures::{StreamExt, TryStreamExt, stream};
 use podsnap_format::{
     FRAME_HEADER_LEN, HEADER_LEN, Header, Kind, SnapshotId,
     codec::Decoder,
-    manifest::{EncodedManifest, Location, ManifestBuilder, PackInfo, SectionBuilder, SectionInfo, Segment},
+    manifest::{
+        EncodedManifest, Location, ManifestBuilder, PackInfo, SectionBuilder, SectionInfo, Segment,
+    },
 };
 use tokio_util::sync::CancellationToken;
 
@@ -60,10 +62,14 @@ impl Snapshot {
         progress: &Progress,
         cancel: &CancellationToken,
     ) -> Result<ExportStats> {
-        let temporary = path.with_added_extension(format!("partial-{}", uuid::Uuid::new_v4().simple()));
+        let temporary =
+            path.with_added_extension(format!("partial-{}", uuid::Uuid::new_v4().simple()));
         let failed = |e| Error::target(temporary.display(), e);
         if path.exists() {
-            return Err(Error::target(path.display(), std::io::ErrorKind::AlreadyExists.into()).hint("choose another file"));
+            return Err(
+                Error::target(path.display(), std::io::ErrorKind::AlreadyExists.into())
+                    .hint("choose another file"),
+            );
         }
         let file = File::create_new(&temporary).map_err(failed)?;
         let _guard = RemoveOnDrop(&temporary);
@@ -88,13 +94,19 @@ impl Snapshot {
         let (chunks, reads) = plan_all(&all).into_reads(self.backend.read_len());
         let chunks = Arc::new(chunks);
         progress.add_total(chunks.iter().map(|c| c.frame().end - c.frame().start).sum());
-        let header = Header { kind: Kind::Export, pack_number: 0, ..self.directory().header.clone() };
+        let header = Header {
+            kind: Kind::Export,
+            pack_number: 0,
+            ..self.directory().header.clone()
+        };
         let head = header.encode();
         out.write_all(&head).map_err(failed)?;
         let mut crc = crc32c::crc32c(&head);
         let mut at = HEADER_LEN as u64;
         let mut moved = HashMap::new();
-        let mut frames = self.copy_frames(store, chunks.clone(), reads, progress).boxed();
+        let mut frames = self
+            .copy_frames(store, chunks.clone(), reads, progress)
+            .boxed();
         loop {
             let next = tokio::select! {
                 biased;
@@ -107,7 +119,11 @@ impl Snapshot {
             crc = crc32c::crc32c_append(crc, &copied.bytes);
             for planned in &chunks[copied.chunks] {
                 let old = &planned.chunk.location;
-                let new = Location { pack: 0, offset: at, encoded_len: old.encoded_len };
+                let new = Location {
+                    pack: 0,
+                    offset: at,
+                    encoded_len: old.encoded_len,
+                };
                 moved.insert((old.pack, old.offset), new);
                 at += FRAME_HEADER_LEN as u64 + u64::from(old.encoded_len);
             }
@@ -119,7 +135,14 @@ impl Snapshot {
             length: at,
             crc32c: crc,
         };
-        let sealed = relocated(header, at, self.directory().metadata.clone(), all, vec![pack], &moved)?;
+        let sealed = relocated(
+            header,
+            at,
+            self.directory().metadata.clone(),
+            all,
+            vec![pack],
+            &moved,
+        )?;
         // The builder's bytes begin behind the frames.
         out.write_all(&sealed.bytes).map_err(failed)?;
         out.flush().map_err(failed)?;
@@ -132,14 +155,21 @@ impl Snapshot {
     }
 
     /// Copies the snapshot, a stored or an exported one, into `store` under `id`, with all it borrows.
-    pub async fn copy_to(&self, store: &Store, id: &SnapshotId, options: SaveOptions) -> Result<SaveStats> {
+    pub async fn copy_to(
+        &self,
+        store: &Store,
+        id: &SnapshotId,
+        options: SaveOptions,
+    ) -> Result<SaveStats> {
         let all = self.all_segments().await?;
         let (chunks, reads) = plan_all(&all).into_reads(self.backend.read_len());
         let chunks = Arc::new(chunks);
         let (progress, cancel) = (options.progress.clone(), options.cancel.clone());
         progress.add_total(chunks.iter().map(|c| c.frame().end - c.frame().start).sum());
         let mut writer = SnapshotWriter::start(store, id.clone(), options).await?;
-        let mut frames = self.copy_frames(store, chunks.clone(), reads, &progress).boxed();
+        let mut frames = self
+            .copy_frames(store, chunks.clone(), reads, &progress)
+            .boxed();
         let copied = async {
             while let Some(copied) = frames.try_next().await? {
                 progress.add_restored(copied.bytes.len() as u64);
@@ -164,7 +194,10 @@ impl Snapshot {
     async fn all_segments(&self) -> Result<Vec<(SectionInfo, Vec<Segment>)>> {
         let mut all = Vec::new();
         for (number, info) in self.sections().iter().enumerate() {
-            let bare = SectionInfo { segments: Vec::new(), ..info.clone() };
+            let bare = SectionInfo {
+                segments: Vec::new(),
+                ..info.clone()
+            };
             all.push((bare, self.load_segments(number).await?));
         }
         Ok(all)
@@ -185,13 +218,23 @@ impl Snapshot {
                     let pack = &self.directory().packs[read.pack as usize];
                     let object = self.pack_object(pack);
                     let version = self.pack_version(pack);
-                    let got = self.backend.read(&object, ReadRange::Exact(read.range.clone()), version.as_ref()).await;
+                    let got = self
+                        .backend
+                        .read(
+                            &object,
+                            ReadRange::Exact(read.range.clone()),
+                            version.as_ref(),
+                        )
+                        .await;
                     let bytes = match got {
-                        Err(e) if e.kind() == ErrorKind::NotFound => return Err(Error::missing(&object)),
+                        Err(e) if e.kind() == ErrorKind::NotFound => {
+                            return Err(Error::missing(&object));
+                        }
                         got => got?.bytes,
                     };
                     progress.add_read(bytes.len() as u64);
-                    self.checked_frames(store, chunks, read, object, bytes).await
+                    self.checked_frames(store, chunks, read, object, bytes)
+                        .await
                 }
             })
             .buffered(self.backend.reads_at_once())
@@ -215,15 +258,29 @@ impl Snapshot {
                     let frame = planned.frame();
                     let from = (frame.start - read.range.start) as usize;
                     let encoded = &bytes[from..from + (frame.end - frame.start) as usize];
-                    frames::decode_checked(encoded, &planned.chunk, key.as_ref(), &mut decoder, &mut raw)
-                        .map_err(|why| Error::damaged(frames::place(&object, frame.start), why))?;
+                    frames::decode_checked(
+                        encoded,
+                        &planned.chunk,
+                        key.as_ref(),
+                        &mut decoder,
+                        &mut raw,
+                    )
+                    .map_err(|why| Error::damaged(frames::place(&object, frame.start), why))?;
                     copied.extend_from_slice(encoded);
                 }
-                Ok(CopiedFrames { bytes: copied, chunks: read.chunks.clone() })
+                Ok(CopiedFrames {
+                    bytes: copied,
+                    chunks: read.chunks.clone(),
+                })
             };
             let _ = sender.send(check());
         });
-        receiver.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Store, "a worker thread died while copying")))
+        receiver.await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Store,
+                "a worker thread died while copying",
+            ))
+        })
     }
 }
 
@@ -251,7 +308,9 @@ pub(crate) fn relocated(
         for mut segment in segments {
             for chunk in &mut segment.chunks {
                 let old = (chunk.location.pack, chunk.location.offset);
-                chunk.location = *moved.get(&old).expect("every chunk of the sections was planned and copied");
+                chunk.location = *moved
+                    .get(&old)
+                    .expect("every chunk of the sections was planned and copied");
             }
             built.push(&segment).map_err(refused)?;
         }

@@ -17,7 +17,11 @@ pub(crate) fn decode_checked(
 ) -> Result<(), String> {
     frame::decode_frame(bytes, decoder, raw).map_err(|e| e.to_string())?;
     if raw.len() != chunk.raw_len as usize {
-        return Err(format!("its chunk has {} bytes, the manifest says {}", raw.len(), chunk.raw_len));
+        return Err(format!(
+            "its chunk has {} bytes, the manifest says {}",
+            raw.len(),
+            chunk.raw_len
+        ));
     }
     let id = ChunkId::of(raw, key);
     if id != chunk.id {

@@ -4,12 +4,7 @@
 //! `pages.img` (memory). `checkpoint.img` begins with the magic "gVisorSF", a big-endian u64 length and as many bytes of
 //! JSON, a map of strings; everything behind that is opaque to us (pkg/state/statefile in google/gvisor).
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::Read,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 
 use podsnap_format::{Role, manifest::SectionInfo};
 
@@ -31,13 +26,19 @@ const MAX_METADATA_LEN: u64 = 16 << 20;
 const KERNEL: (Role, &str) = (Role::Kernel, "");
 
 /// Files of an image and the sections they become, in the order in which they are saved.
-const FILES: [(&str, (Role, &str)); 3] =
-    [(CHECKPOINT, KERNEL), ("pages_meta.img", (Role::Memory, "pages_meta")), ("pages.img", (Role::Memory, ""))];
+const FILES: [(&str, (Role, &str)); 3] = [
+    (CHECKPOINT, KERNEL),
+    ("pages_meta.img", (Role::Memory, "pages_meta")),
+    ("pages.img", (Role::Memory, "")),
+];
 
 /// Whether `dir` looks like an image directory.
 pub fn is_image(dir: &Path) -> bool {
     let mut magic = [0; MAGIC.len()];
-    File::open(dir.join(CHECKPOINT)).and_then(|mut f| f.read_exact(&mut magic)).is_ok() && magic == *MAGIC
+    File::open(dir.join(CHECKPOINT))
+        .and_then(|mut f| f.read_exact(&mut magic))
+        .is_ok()
+        && magic == *MAGIC
 }
 
 /// The image's own description: runsc version, containers, network mode and what else gVisor writes.
@@ -45,16 +46,27 @@ pub fn read_metadata(dir: &Path) -> Result<BTreeMap<String, String>> {
     let path = dir.join(CHECKPOINT);
     let mut file = File::open(&path).map_err(|e| Error::source(path.display(), e))?;
     let mut head = [0; 16];
-    file.read_exact(&mut head).map_err(|e| Error::source(path.display(), e))?;
+    file.read_exact(&mut head)
+        .map_err(|e| Error::source(path.display(), e))?;
     let (magic, len) = head.split_at(8);
     let len = u64::from_be_bytes(len.try_into().expect("eight bytes"));
     if magic != MAGIC || len > MAX_METADATA_LEN {
-        return Err(Error::invalid(format!("{} is not a gVisor checkpoint", path.display())));
+        return Err(Error::invalid(format!(
+            "{} is not a gVisor checkpoint",
+            path.display()
+        )));
     }
     let mut json = Vec::new();
-    file.take(len).read_to_end(&mut json).map_err(|e| Error::source(path.display(), e))?;
-    serde_json::from_slice(&json)
-        .map_err(|e| Error::invalid(format!("the description in {} cannot be read", path.display())).because(e))
+    file.take(len)
+        .read_to_end(&mut json)
+        .map_err(|e| Error::source(path.display(), e))?;
+    serde_json::from_slice(&json).map_err(|e| {
+        Error::invalid(format!(
+            "the description in {} cannot be read",
+            path.display()
+        ))
+        .because(e)
+    })
 }
 
 /// The image's files as sections. Files that an image does not have to have may be missing.
@@ -71,6 +83,7 @@ pub fn sections(dir: &Path) -> Result<Vec<NewSection>> {
 
 /// The name of the file that a section is restored to, if it is one of an image's.
 pub(crate) fn file_name(section: &SectionInfo) -> Option<&'static str> {
-    let of_section = |(_, (role, name)): &&(&str, (Role, &str))| *role == section.role && *name == section.name;
+    let of_section =
+        |(_, (role, name)): &&(&str, (Role, &str))| *role == section.role && *name == section.name;
     FILES.iter().find(of_section).map(|(file, _)| *file)
 }

@@ -32,27 +32,51 @@ struct HeadRecord {
 
 /// Group names obey the rules of snapshot ids.
 pub(crate) fn check_name(group: &str) -> Result<()> {
-    group.parse::<SnapshotId>().map(drop).map_err(|e| Error::invalid(format!("bad group name {group:?}")).because(e))
+    group
+        .parse::<SnapshotId>()
+        .map(drop)
+        .map_err(|e| Error::invalid(format!("bad group name {group:?}")).because(e))
 }
 
 /// The head of a group, if it has one.
 pub(crate) async fn read(backend: &dyn Backend, group: &str) -> Result<Option<(Head, Version)>> {
     check_name(group)?;
     let name = names::head(group);
-    let read = match backend.read(&name, ReadRange::Suffix(MAX_HEAD_LEN), None).await {
+    let read = match backend
+        .read(&name, ReadRange::Suffix(MAX_HEAD_LEN), None)
+        .await
+    {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         read => read?,
     };
-    let damaged = |why: String| Error::damaged(&name, why).hint("delete the object; the next save of the group makes it anew");
-    let record: HeadRecord = serde_json::from_slice(&read.bytes).map_err(|e| damaged(e.to_string()))?;
-    let snapshot = record.snapshot.parse().map_err(|e: podsnap_format::FormatError| damaged(e.to_string()))?;
-    Ok(Some((Head { snapshot, created_unix_ms: record.created_unix_ms }, read.meta.version)))
+    let damaged = |why: String| {
+        Error::damaged(&name, why)
+            .hint("delete the object; the next save of the group makes it anew")
+    };
+    let record: HeadRecord =
+        serde_json::from_slice(&read.bytes).map_err(|e| damaged(e.to_string()))?;
+    let snapshot = record
+        .snapshot
+        .parse()
+        .map_err(|e: podsnap_format::FormatError| damaged(e.to_string()))?;
+    Ok(Some((
+        Head {
+            snapshot,
+            created_unix_ms: record.created_unix_ms,
+        },
+        read.meta.version,
+    )))
 }
 
 /// A head as it is stored.
 pub(crate) fn encode(head: &Head) -> bytes::Bytes {
-    let record = HeadRecord { snapshot: head.snapshot.to_string(), created_unix_ms: head.created_unix_ms };
-    serde_json::to_vec(&record).expect("a head is plain data").into()
+    let record = HeadRecord {
+        snapshot: head.snapshot.to_string(),
+        created_unix_ms: head.created_unix_ms,
+    };
+    serde_json::to_vec(&record)
+        .expect("a head is plain data")
+        .into()
 }
 
 /// Makes `snapshot` the head of `group`, unless the head is newer already.
@@ -62,17 +86,26 @@ pub(crate) async fn advance(
     snapshot: &SnapshotId,
     created_unix_ms: u64,
 ) -> Result<()> {
-    let bytes = encode(&Head { snapshot: snapshot.clone(), created_unix_ms });
+    let bytes = encode(&Head {
+        snapshot: snapshot.clone(),
+        created_unix_ms,
+    });
     for _ in 0..MAX_TRIES {
         let condition = match read(backend, group).await? {
             Some((head, _)) if head.created_unix_ms > created_unix_ms => return Ok(()),
             Some((_, version)) => Condition::Matches(version),
             None => Condition::Absent,
         };
-        match backend.put(&names::head(group), bytes.clone(), condition).await {
+        match backend
+            .put(&names::head(group), bytes.clone(), condition)
+            .await
+        {
             Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}
             done => return done.map(drop),
         }
     }
-    Err(Error::new(ErrorKind::Conflict, format!("{snapshot} is committed, but the head of {group} kept moving")))
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!("{snapshot} is committed, but the head of {group} kept moving"),
+    ))
 }

@@ -64,12 +64,19 @@ pub struct Holder {
 
 impl Holder {
     fn this_process() -> Option<Self> {
-        let read = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
+        let read = |path: &str| {
+            fs::read_to_string(path)
+                .ok()
+                .map(|text| text.trim().to_owned())
+        };
         let pid = std::process::id();
         Some(Self {
             host: read("/proc/sys/kernel/hostname")?,
             boot: read("/proc/sys/kernel/random/boot_id")?,
-            pid_namespace: fs::read_link("/proc/self/ns/pid").ok()?.to_str()?.to_owned(),
+            pid_namespace: fs::read_link("/proc/self/ns/pid")
+                .ok()?
+                .to_str()?
+                .to_owned(),
             pid,
             started: started(pid)?,
         })
@@ -90,11 +97,15 @@ fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let state = fields.next()?;
-    (state != "Z" && state != "X").then(|| fields.nth(18)?.parse().ok()).flatten()
+    (state != "Z" && state != "X")
+        .then(|| fields.nth(18)?.parse().ok())
+        .flatten()
 }
 
 pub(crate) fn now_unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
 }
 
 impl LeaseRecord {
@@ -114,27 +125,24 @@ impl LeaseRecord {
 }
 
 /// Reads the lease of a snapshot, if there is one.
-pub(crate) async fn read(backend: &dyn Backend, snapshot: &SnapshotId) -> Result<Option<(LeaseRecord, Version)>> {
+pub(crate) async fn read(
+    backend: &dyn Backend,
+    snapshot: &SnapshotId,
+) -> Result<Option<(LeaseRecord, Version)>> {
     let name = names::object(snapshot, names::LEASE);
-    let meta = match backend.head(&name).await {
+    let read = match backend
+        .read(&name, ReadRange::Suffix(MAX_LEASE_LEN), None)
+        .await
+    {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        meta => meta?,
+        read => read?,
     };
-    let foreign = |why: String| {
-        Error::damaged(&name, why).hint("if nobody is writing this snapshot, delete the object and try again")
-    };
-    if meta.len > MAX_LEASE_LEN {
-        return Err(foreign(format!("{} bytes are too many for a lease", meta.len)));
-    }
-    let read = backend.read(&name, ReadRange::Exact(0..meta.len), None).await;
-    match read {
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        read => {
-            let read = read?;
-            let record = serde_json::from_slice(&read.bytes).map_err(|e| foreign(e.to_string()))?;
-            Ok(Some((record, read.meta.version)))
-        }
-    }
+    // A longer object is cut at its start and is no JSON then.
+    let record = serde_json::from_slice(&read.bytes).map_err(|e| {
+        Error::damaged(&name, e.to_string())
+            .hint("if nobody is writing this snapshot, delete the object and try again")
+    })?;
+    Ok(Some((record, read.meta.version)))
 }
 
 /// A held lease, renewed in the background until it is released or dropped.
@@ -174,12 +182,17 @@ impl Lease {
                     return Err(e.hint("another save of this snapshot ended just now: try again"));
                 };
                 if old.is_live() {
-                    return Err(Error::new(ErrorKind::Conflict, format!("{snapshot} is being written by {}", old.describe()))
-                        .hint("wait for it, or save under another id"));
+                    return Err(Error::new(
+                        ErrorKind::Conflict,
+                        format!("{snapshot} is being written by {}", old.describe()),
+                    )
+                    .hint("wait for it, or save under another id"));
                 }
                 record.previous = old.previous;
                 record.previous.push(old.attempt);
-                backend.put(&name, encode(&record), Condition::Matches(version)).await?
+                backend
+                    .put(&name, encode(&record), Condition::Matches(version))
+                    .await?
             }
             meta => meta?,
         };
@@ -206,8 +219,11 @@ impl Lease {
     /// An error unless the lease is still ours and will be for a while. Asks the store.
     pub(crate) async fn check(&self, snapshot: &SnapshotId) -> Result<()> {
         let lost = || {
-            Error::new(ErrorKind::Conflict, format!("the lease on {snapshot} was lost: somebody took it over, or it ran out"))
-                .hint("nothing was committed; save again")
+            Error::new(
+                ErrorKind::Conflict,
+                format!("the lease on {snapshot} was lost: somebody took it over, or it ran out"),
+            )
+            .hint("nothing was committed; save again")
         };
         let margin = LEASE_TTL.as_millis() as u64 / 10;
         let expires = self.state.expires_unix_ms.load(Ordering::SeqCst);
@@ -224,8 +240,18 @@ impl Lease {
     pub(crate) async fn release(self) -> Result<()> {
         self.renewal.abort();
         // Unwound or finished, a renewal that had already sent its request has set the version.
-        let version = self.state.version.lock().expect("no panic while held").clone();
-        match self.state.backend.delete(&self.state.name, Some(&version)).await {
+        let version = self
+            .state
+            .version
+            .lock()
+            .expect("no panic while held")
+            .clone();
+        match self
+            .state
+            .backend
+            .delete(&self.state.name, Some(&version))
+            .await
+        {
             Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
             done => done,
         }
@@ -239,19 +265,30 @@ impl Drop for Lease {
 }
 
 fn encode(record: &LeaseRecord) -> bytes::Bytes {
-    serde_json::to_vec_pretty(record).expect("a lease is plain data").into()
+    serde_json::to_vec_pretty(record)
+        .expect("a lease is plain data")
+        .into()
 }
 
 async fn renew(state: Arc<State>) {
     loop {
         tokio::time::sleep(LEASE_TTL / 3).await;
         let expires_unix_ms = now_unix_ms() + LEASE_TTL.as_millis() as u64;
-        let record = LeaseRecord { expires_unix_ms, ..state.record.clone() };
+        let record = LeaseRecord {
+            expires_unix_ms,
+            ..state.record.clone()
+        };
         let version = state.version.lock().expect("no panic while held").clone();
-        match state.backend.put(&state.name, encode(&record), Condition::Matches(version)).await {
+        match state
+            .backend
+            .put(&state.name, encode(&record), Condition::Matches(version))
+            .await
+        {
             Ok(meta) => {
                 *state.version.lock().expect("no panic while held") = meta.version;
-                state.expires_unix_ms.store(expires_unix_ms, Ordering::SeqCst);
+                state
+                    .expires_unix_ms
+                    .store(expires_unix_ms, Ordering::SeqCst);
             }
             Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
                 state.lost.store(true, Ordering::SeqCst);
@@ -265,7 +302,11 @@ async fn renew(state: Arc<State>) {
 
 /// Removes the packs of an attempt that will not be finished. Packs are numbered without gaps and removed from the last, so
 /// that a removal that is itself cut short can be repeated. Returns how many there were.
-pub(crate) async fn remove_packs(backend: &dyn Backend, snapshot: &SnapshotId, attempt: u64) -> Result<u32> {
+pub(crate) async fn remove_packs(
+    backend: &dyn Backend,
+    snapshot: &SnapshotId,
+    attempt: u64,
+) -> Result<u32> {
     let object = |number| names::object(snapshot, &PackName { attempt, number }.to_string());
     let mut count = 0;
     loop {

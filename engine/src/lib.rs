@@ -51,7 +51,10 @@ struct Inner {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("url", &self.0.url).field("keyed", &self.0.key.is_some()).finish()
+        f.debug_struct("Store")
+            .field("url", &self.0.url)
+            .field("keyed", &self.0.key.is_some())
+            .finish()
     }
 }
 
@@ -69,7 +72,12 @@ impl Store {
 
     /// A store over any backend: one that counts, fails or delays, say. `url` is what errors call it.
     pub fn from_backend(url: &str, backend: Arc<dyn store::Backend>, key: Option<Key>) -> Self {
-        Self(Arc::new(Inner { url: url.to_owned(), backend, key, pool: OnceLock::new() }))
+        Self(Arc::new(Inner {
+            url: url.to_owned(),
+            backend,
+            key,
+            pool: OnceLock::new(),
+        }))
     }
 
     /// What the store was opened from.
@@ -97,7 +105,11 @@ impl Store {
     }
 
     /// Starts a snapshot.
-    pub async fn save(&self, snapshot: &SnapshotId, options: SaveOptions) -> Result<SnapshotWriter> {
+    pub async fn save(
+        &self,
+        snapshot: &SnapshotId,
+        options: SaveOptions,
+    ) -> Result<SnapshotWriter> {
         SnapshotWriter::start(self, snapshot.clone(), options).await
     }
 

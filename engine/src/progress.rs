@@ -45,7 +45,10 @@ pub struct ProgressSnapshot {
 impl ProgressSnapshot {
     /// Bytes of the source that a save is done with.
     pub fn saved_bytes(&self) -> u64 {
-        self.zero_bytes + self.deduplicated_own_bytes + self.deduplicated_base_bytes + self.new_bytes
+        self.zero_bytes
+            + self.deduplicated_own_bytes
+            + self.deduplicated_base_bytes
+            + self.new_bytes
     }
 }
 

@@ -13,13 +13,12 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use podsnap_format::{
-    FRAME_HEADER_LEN, HEADER_LEN, Header,
+    ChunkId, FRAME_HEADER_LEN, HEADER_LEN, Header,
     codec::Decoder,
     frame,
     manifest::PackInfo,
     pack::{PackIndex, PackIndexEntry},
     scan::{FrameScanner, Scanned},
-    ChunkId,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -91,7 +90,10 @@ impl Snapshot {
     /// Verifies the snapshot. Damage is reported, not returned as an error; an error means that the store could not be asked.
     pub async fn verify(&self, store: &Store, options: &VerifyOptions) -> Result<VerifyReport> {
         let started = Instant::now();
-        let chosen = RestoreOptions { sections: options.sections.clone(), ..RestoreOptions::default() };
+        let chosen = RestoreOptions {
+            sections: options.sections.clone(),
+            ..RestoreOptions::default()
+        };
         let sections = self.chosen(&chosen)?;
         let findings = Arc::new(Mutex::new(Findings::default()));
         let mut report = VerifyReport::default();
@@ -99,7 +101,9 @@ impl Snapshot {
         for (number, section) in sections.iter().enumerate() {
             match self.load_segments(*section).await {
                 Ok(segments) => drop(plan.add(number as u32, &segments)),
-                Err(e) if e.kind() == ErrorKind::Damaged => note(&findings, e.to_string(), Vec::new()),
+                Err(e) if e.kind() == ErrorKind::Damaged => {
+                    note(&findings, e.to_string(), Vec::new())
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -107,7 +111,8 @@ impl Snapshot {
         match options.sample {
             None if options.sections.is_empty() => {
                 self.verify_header(&findings).await?;
-                self.verify_packs(store, plan, &sections, options, &findings, &mut report).await?;
+                self.verify_packs(store, plan, &sections, options, &findings, &mut report)
+                    .await?;
             }
             sample => {
                 if let Some(share) = sample {
@@ -128,7 +133,12 @@ impl Snapshot {
         Ok(report)
     }
 
-    fn verify_sink(&self, sections: &[usize], findings: Arc<Mutex<Findings>>, progress: &Progress) -> Sink {
+    fn verify_sink(
+        &self,
+        sections: &[usize],
+        findings: Arc<Mutex<Findings>>,
+        progress: &Progress,
+    ) -> Sink {
         let (snapshot, sections, progress) = (self.clone(), sections.to_vec(), progress.clone());
         Arc::new(move |planned, arrived| {
             let mut findings = findings.lock().expect("no panic while held");
@@ -138,22 +148,35 @@ impl Snapshot {
                     findings.raw_bytes += bytes.len() as u64;
                     progress.add_restored(bytes.len() as u64);
                 }
-                Err(e) => findings.damage.push(snapshot.damage(&sections, planned, e.to_string())),
+                Err(e) => findings
+                    .damage
+                    .push(snapshot.damage(&sections, planned, e.to_string())),
             }
             Ok(())
         })
     }
 
     fn damage(&self, sections: &[usize], planned: &PlannedChunk, what: String) -> Damage {
-        let lost = planned.placements.iter().map(|p| self.lost(sections[p.target as usize], p)).collect();
+        let lost = planned
+            .placements
+            .iter()
+            .map(|p| self.lost(sections[p.target as usize], p))
+            .collect();
         Damage { what, lost }
     }
 
     /// The manifest's header must be the one its directory repeats.
     async fn verify_header(&self, findings: &Mutex<Findings>) -> Result<()> {
-        let read = self.backend.read(&self.object, ReadRange::Exact(0..HEADER_LEN as u64), None).await?;
+        let read = self
+            .backend
+            .read(&self.object, ReadRange::Exact(0..HEADER_LEN as u64), None)
+            .await?;
         if let Err(why) = same_header(&read.bytes, &self.directory().header) {
-            note(findings, format!("{} is damaged: {why}", self.object), Vec::new());
+            note(
+                findings,
+                format!("{} is damaged: {why}", self.object),
+                Vec::new(),
+            );
         }
         Ok(())
     }
@@ -167,15 +190,28 @@ impl Snapshot {
         findings: &Arc<Mutex<Findings>>,
         report: &mut VerifyReport,
     ) -> Result<()> {
-        options.progress.add_total(plan.chunks.iter().map(|c| u64::from(c.chunk.raw_len)).sum());
+        options
+            .progress
+            .add_total(plan.chunks.iter().map(|c| u64::from(c.chunk.raw_len)).sum());
         let mut wanted: BTreeMap<u32, BTreeMap<u64, PlannedChunk>> = BTreeMap::new();
         for planned in plan.chunks {
             let location = &planned.chunk.location;
-            wanted.entry(location.pack).or_default().insert(location.offset, planned);
+            wanted
+                .entry(location.pack)
+                .or_default()
+                .insert(location.offset, planned);
         }
         for (number, pack) in self.directory().packs.iter().enumerate() {
             let wanted = wanted.remove(&(number as u32)).unwrap_or_default();
-            let pass = PackPass { snapshot: self, store, pack, sections, wanted: Arc::new(wanted), options, findings };
+            let pass = PackPass {
+                snapshot: self,
+                store,
+                pack,
+                sections,
+                wanted: Arc::new(wanted),
+                options,
+                findings,
+            };
             pass.run(report).await?;
         }
         Ok(())
@@ -183,15 +219,20 @@ impl Snapshot {
 }
 
 fn note(findings: &Mutex<Findings>, what: String, lost: Vec<crate::restore::LostRange>) {
-    findings.lock().expect("no panic while held").damage.push(Damage { what, lost });
+    findings
+        .lock()
+        .expect("no panic while held")
+        .damage
+        .push(Damage { what, lost });
 }
 
 fn same_header(bytes: &[u8], expected: &Header) -> Result<(), String> {
     match Header::parse(bytes) {
         Err(e) => Err(e.to_string()),
-        Ok(found) if found != *expected => {
-            Err(format!("its header is that of {:?} {} of {}", found.kind, found.pack_number, found.snapshot))
-        }
+        Ok(found) if found != *expected => Err(format!(
+            "its header is that of {:?} {} of {}",
+            found.kind, found.pack_number, found.snapshot
+        )),
         Ok(_) => Ok(()),
     }
 }
@@ -232,7 +273,10 @@ impl PackPass<'_> {
         let embedded = self.pack.name.is_empty();
         let len = if embedded { self.pack.length } else { meta.len };
         if len != self.pack.length {
-            let why = format!("{object} is damaged: it has {} bytes, the manifest says {}", meta.len, self.pack.length);
+            let why = format!(
+                "{object} is damaged: it has {} bytes, the manifest says {}",
+                meta.len, self.pack.length
+            );
             note(self.findings, why, Vec::new());
         }
         let entries = if embedded {
@@ -241,7 +285,11 @@ impl PackPass<'_> {
             match self.index(&object).await {
                 Ok(index) => index.entries,
                 Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Unsupported) => {
-                    note(self.findings, format!("{e}; its frames were found by scanning"), Vec::new());
+                    note(
+                        self.findings,
+                        format!("{e}; its frames were found by scanning"),
+                        Vec::new(),
+                    );
                     report.rebuilt_indexes.push(object.clone());
                     self.scan(&object, len).await?
                 }
@@ -253,14 +301,22 @@ impl PackPass<'_> {
 
     /// The pack's index, if header, footer and index are what they must be.
     async fn index(&self, object: &str) -> Result<PackIndex> {
-        let (footer, trailer, _) = read_tail(&*self.snapshot.backend, object, MAX_INDEX_LEN).await?;
+        let (footer, trailer, _) =
+            read_tail(&*self.snapshot.backend, object, MAX_INDEX_LEN).await?;
         let index = PackIndex::parse(&footer, &trailer).map_err(|e| Error::format(object, e))?;
-        let header = self.snapshot.backend.read(object, ReadRange::Exact(0..HEADER_LEN as u64), None).await?;
+        let header = self
+            .snapshot
+            .backend
+            .read(object, ReadRange::Exact(0..HEADER_LEN as u64), None)
+            .await?;
         same_header(&header.bytes, &index.header).map_err(|why| Error::damaged(object, why))?;
         let name = index.header.pack_name().to_string();
         if index.header.snapshot != self.pack.snapshot || name != self.pack.name {
             let is = crate::names::object(&index.header.snapshot, &name);
-            return Err(Error::damaged(object, format!("it is {is}, put in the wrong place")));
+            return Err(Error::damaged(
+                object,
+                format!("it is {is}, put in the wrong place"),
+            ));
         }
         Ok(index)
     }
@@ -271,7 +327,11 @@ impl PackPass<'_> {
         let mut at = HEADER_LEN as u64;
         while at < len {
             let end = len.min(at + SCAN_LEN);
-            let read = self.snapshot.backend.read(object, ReadRange::Exact(at..end), None).await?;
+            let read = self
+                .snapshot
+                .backend
+                .read(object, ReadRange::Exact(at..end), None)
+                .await?;
             let mut scanner = FrameScanner::new(&read.bytes, at, end == len);
             for scanned in &mut scanner {
                 if let Scanned::Frame { offset, header } = scanned {
@@ -301,7 +361,10 @@ impl PackPass<'_> {
             .map(|(range, entries_of)| {
                 let (object, entries) = (object.to_owned(), entries.clone());
                 async move {
-                    let read = match backend.read(&object, ReadRange::Exact(range.clone()), None).await {
+                    let read = match backend
+                        .read(&object, ReadRange::Exact(range.clone()), None)
+                        .await
+                    {
                         Err(e) if e.kind() == ErrorKind::Damaged => {
                             note(self.findings, e.to_string(), Vec::new());
                             return Ok((0, 0));
@@ -309,26 +372,35 @@ impl PackPass<'_> {
                         read => read?,
                     };
                     self.options.progress.add_read(read.bytes.len() as u64);
-                    self.check(object, read.bytes, range.start, entries, entries_of).await
+                    self.check(object, read.bytes, range.start, entries, entries_of)
+                        .await
                 }
             })
             .buffered(backend.reads_at_once())
-            .try_fold(0u32, |crc, (next, next_len)| async move { Ok(crc32c::crc32c_combine(crc, next, next_len)) });
+            .try_fold(0u32, |crc, (next, next_len)| async move {
+                Ok(crc32c::crc32c_combine(crc, next, next_len))
+            });
         let crc = tokio::select! {
             biased;
             () = self.options.cancel.cancelled() => return Err(Error::interrupted()),
             crc = work => crc?,
         };
         if crc != self.pack.crc32c {
-            let why =
-                format!("{object} is damaged: its CRC-32C is {crc:08x}, the manifest says {:08x}", self.pack.crc32c);
+            let why = format!(
+                "{object} is damaged: its CRC-32C is {crc:08x}, the manifest says {:08x}",
+                self.pack.crc32c
+            );
             note(self.findings, why, Vec::new());
         }
         // What the manifest needs must be among the frames that were found.
         for (offset, planned) in &*self.wanted {
             if entries.binary_search_by_key(offset, |e| e.offset).is_err() {
                 let place = frames::place(object, *offset);
-                let damage = self.snapshot.damage(self.sections, planned, format!("{place} is damaged: there is no frame"));
+                let damage = self.snapshot.damage(
+                    self.sections,
+                    planned,
+                    format!("{place} is damaged: there is no frame"),
+                );
                 note(self.findings, damage.what, damage.lost);
             }
         }
@@ -356,9 +428,13 @@ impl PackPass<'_> {
                 let encoded = &bytes[from..from + FRAME_HEADER_LEN + entry.encoded_len as usize];
                 let planned = wanted.get(&entry.offset);
                 let checked = match planned {
-                    Some(planned) => {
-                        frames::decode_checked(encoded, &planned.chunk, snapshot.key.as_ref(), &mut decoder, &mut raw)
-                    }
+                    Some(planned) => frames::decode_checked(
+                        encoded,
+                        &planned.chunk,
+                        snapshot.key.as_ref(),
+                        &mut decoder,
+                        &mut raw,
+                    ),
                     None => check_foreign(encoded, entry, &snapshot, &mut decoder, &mut raw),
                 };
                 match (checked, planned) {
@@ -369,10 +445,14 @@ impl PackPass<'_> {
                         progress.add_restored(raw.len() as u64);
                     }
                     (Err(why), planned) => {
-                        let what = format!("{} is damaged: {why}", frames::place(&object, entry.offset));
+                        let what =
+                            format!("{} is damaged: {why}", frames::place(&object, entry.offset));
                         let damage = match planned {
                             Some(planned) => snapshot.damage(&sections, planned, what),
-                            None => Damage { what, lost: Vec::new() },
+                            None => Damage {
+                                what,
+                                lost: Vec::new(),
+                            },
                         };
                         note(&findings, damage.what, damage.lost);
                     }
@@ -380,7 +460,9 @@ impl PackPass<'_> {
             }
             let _ = sender.send((crc32c::crc32c(&bytes), bytes.len()));
         });
-        receiver.await.map_err(|_| Error::new(ErrorKind::Store, "a worker thread died while verifying"))
+        receiver
+            .await
+            .map_err(|_| Error::new(ErrorKind::Store, "a worker thread died while verifying"))
     }
 }
 
@@ -412,7 +494,9 @@ fn check_foreign(
     let id = ChunkId::of(raw, snapshot.key.as_ref());
     // A scan knows no ids.
     if entry.id_prefix != NO_PREFIX && id.prefix() != entry.id_prefix {
-        return Err(format!("its chunk is {id}, which is not what the index says"));
+        return Err(format!(
+            "its chunk is {id}, which is not what the index says"
+        ));
     }
     Ok(())
 }

@@ -72,8 +72,20 @@ pub trait Device: Send + Sync {
     fn staging(&self, len: usize) -> Result<Box<dyn Staging>, DeviceError>;
 
     /// Copies `len` bytes at `address` into the start of `staging` and waits for them.
-    fn copy_to_host(&self, stream: Stream, address: u64, staging: &mut dyn Staging, len: usize) -> Result<(), DeviceError>;
+    fn copy_to_host(
+        &self,
+        stream: Stream,
+        address: u64,
+        staging: &mut dyn Staging,
+        len: usize,
+    ) -> Result<(), DeviceError>;
 
     /// Copies the first `len` bytes of `staging` to `address` and waits until they are there.
-    fn copy_to_device(&self, stream: Stream, address: u64, staging: &dyn Staging, len: usize) -> Result<(), DeviceError>;
+    fn copy_to_device(
+        &self,
+        stream: Stream,
+        address: u64,
+        staging: &dyn Staging,
+        len: usize,
+    ) -> Result<(), DeviceError>;
 }

@@ -50,10 +50,12 @@ impl Chunker {
     /// The chunker for `params`; `None` if the parameters are outside what this version can cut.
     pub fn new(params: &ChunkingParams) -> Option<Self> {
         match *params {
-            ChunkingParams::Cdc { min, avg, max } => FastCdc::new(min, avg, max).map(Self::ContentDefined),
-            ChunkingParams::Fixed { size } => {
-                (512..=podsnap_format::MAX_CHUNK_LEN as u32).contains(&size).then_some(Self::Fixed(size))
+            ChunkingParams::Cdc { min, avg, max } => {
+                FastCdc::new(min, avg, max).map(Self::ContentDefined)
             }
+            ChunkingParams::Fixed { size } => (512..=podsnap_format::MAX_CHUNK_LEN as u32)
+                .contains(&size)
+                .then_some(Self::Fixed(size)),
         }
     }
 

@@ -38,7 +38,16 @@ pub(crate) async fn fetch(
     let (chunks, reads) = plan.into_reads(backend.read_len());
     let chunks = Arc::new(chunks);
     let work = stream::iter(reads)
-        .map(|read| fetch_one(store, snapshot, chunks.clone(), read, sink.clone(), progress))
+        .map(|read| {
+            fetch_one(
+                store,
+                snapshot,
+                chunks.clone(),
+                read,
+                sink.clone(),
+                progress,
+            )
+        })
         .buffer_unordered(backend.reads_at_once())
         .try_collect::<()>();
     tokio::select! {
@@ -64,19 +73,37 @@ async fn fetch_one(
             decode(store, snapshot, chunks, read, object, bytes, sink).await
         }
         // A pack that is short or gone: what of it can still be had is had frame by frame, if the sink goes on.
-        Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing) && read.chunks.len() > 1 => {
+        Err(e)
+            if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing)
+                && read.chunks.len() > 1 =>
+        {
             for number in read.chunks.clone() {
-                let one = PlannedRead { pack: read.pack, range: chunks[number].frame(), chunks: number..number + 1 };
+                let one = PlannedRead {
+                    pack: read.pack,
+                    range: chunks[number].frame(),
+                    chunks: number..number + 1,
+                };
                 match read_range(snapshot, &one, &object).await {
                     Ok(bytes) => {
-                        decode(store, snapshot, chunks.clone(), one, object.clone(), bytes, sink.clone()).await?;
+                        decode(
+                            store,
+                            snapshot,
+                            chunks.clone(),
+                            one,
+                            object.clone(),
+                            bytes,
+                            sink.clone(),
+                        )
+                        .await?;
                     }
                     Err(e) => sink(&chunks[number], Err(e))?,
                 }
             }
             Ok(())
         }
-        Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing) => sink(&chunks[read.chunks.start], Err(e)),
+        Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing) => {
+            sink(&chunks[read.chunks.start], Err(e))
+        }
         Err(e) => Err(e),
     }
 }
@@ -84,7 +111,15 @@ async fn fetch_one(
 async fn read_range(snapshot: &Snapshot, read: &PlannedRead, object: &str) -> Result<Bytes> {
     let pack = &snapshot.directory().packs[read.pack as usize];
     let version = snapshot.pack_version(pack);
-    match snapshot.backend.read(object, ReadRange::Exact(read.range.clone()), version.as_ref()).await {
+    match snapshot
+        .backend
+        .read(
+            object,
+            ReadRange::Exact(read.range.clone()),
+            version.as_ref(),
+        )
+        .await
+    {
         Ok(got) => Ok(got.bytes),
         Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::missing(object)),
         Err(e) => Err(e),
@@ -111,14 +146,22 @@ async fn decode(
                 let encoded = &bytes[start..start + (frame.end - frame.start) as usize];
                 match frames::decode_checked(encoded, &planned.chunk, key.as_ref(), decoder, raw) {
                     Ok(()) => sink(planned, Ok(raw))?,
-                    Err(why) => sink(planned, Err(Error::damaged(frames::place(&object, frame.start), why)))?,
+                    Err(why) => sink(
+                        planned,
+                        Err(Error::damaged(frames::place(&object, frame.start), why)),
+                    )?,
                 }
             }
             Ok(())
         });
         let _ = sender.send(result);
     });
-    receiver.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Store, "a worker thread died while decoding")))
+    receiver.await.unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorKind::Store,
+            "a worker thread died while decoding",
+        ))
+    })
 }
 
 /// Runs `work` with this thread's decoder and a buffer for one chunk.

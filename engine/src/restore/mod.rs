@@ -19,14 +19,15 @@ use std::{
 use podsnap_format::{Shape, manifest::SectionInfo, tree::TreeTable};
 use tokio_util::sync::CancellationToken;
 
+pub use self::target::Target;
 use self::{
     plan::{Placement, Plan},
     target::{FileTarget, TreeTarget},
 };
-pub use self::target::Target;
 use crate::{
-    Store, gvisor,
+    Store,
     error::{Error, Result},
+    gvisor,
     progress::Progress,
     snapshot::Snapshot,
 };
@@ -88,7 +89,12 @@ pub struct RestoreStats {
 impl Snapshot {
     /// Restores into `dir`, which must not exist or be empty. A gVisor checkpoint becomes an image directory again; other sections
     /// become files and directories named after them.
-    pub async fn restore(&self, store: &Store, dir: &Path, options: &RestoreOptions) -> Result<RestoreStats> {
+    pub async fn restore(
+        &self,
+        store: &Store,
+        dir: &Path,
+        options: &RestoreOptions,
+    ) -> Result<RestoreStats> {
         let dir = std::path::absolute(dir).map_err(|e| Error::target(dir.display(), e))?;
         check_vacant(&dir)?;
         let partial = Partial::create(&dir)?;
@@ -144,7 +150,12 @@ impl Snapshot {
     }
 
     /// Writes one blob section to `out`, in order.
-    pub async fn restore_stream(&self, section: usize, out: &mut (dyn Write + Send), cancel: &CancellationToken) -> Result<u64> {
+    pub async fn restore_stream(
+        &self,
+        section: usize,
+        out: &mut (dyn Write + Send),
+        cancel: &CancellationToken,
+    ) -> Result<u64> {
         let reader = self.reader(section);
         let mut buf = vec![0; 4 << 20];
         let mut offset = 0;
@@ -154,7 +165,8 @@ impl Snapshot {
             }
             let len = (reader.len() - offset).min(buf.len() as u64) as usize;
             reader.read_at(&mut buf[..len], offset).await?;
-            out.write_all(&buf[..len]).map_err(|e| Error::target("the output", e))?;
+            out.write_all(&buf[..len])
+                .map_err(|e| Error::target("the output", e))?;
             offset += len as u64;
         }
         out.flush().map_err(|e| Error::target("the output", e))?;
@@ -164,23 +176,41 @@ impl Snapshot {
     /// The entry table of a tree section.
     pub async fn tree_table(&self, section: usize) -> Result<TreeTable> {
         let info = &self.sections()[section];
-        let place = || format!("the entry table of {} in {}", info.title(), self.object_name());
+        let place = || {
+            format!(
+                "the entry table of {} in {}",
+                info.title(),
+                self.object_name()
+            )
+        };
         if info.shape != Shape::Tree {
-            return Err(Error::invalid(format!("{} is a blob, not a tree", info.title())));
+            return Err(Error::invalid(format!(
+                "{} is a blob, not a tree",
+                info.title()
+            )));
         }
         if info.table_length > MAX_TABLE_LEN {
-            return Err(Error::damaged(place(), format!("{} bytes are refused", info.table_length)));
+            return Err(Error::damaged(
+                place(),
+                format!("{} bytes are refused", info.table_length),
+            ));
         }
         let data_length = info.length - info.table_length;
         let mut bytes = vec![0; info.table_length as usize];
-        self.reader(section).read_at(&mut bytes, data_length).await?;
+        self.reader(section)
+            .read_at(&mut bytes, data_length)
+            .await?;
         TreeTable::parse(&bytes, data_length).map_err(|e| Error::damaged(place(), e.to_string()))
     }
 
     /// The name under which a section is restored.
     pub fn file_name(&self, section: usize) -> String {
         let info = &self.sections()[section];
-        let of_image = if self.metadata().gvisor.is_empty() { None } else { gvisor::file_name(info) };
+        let of_image = if self.metadata().gvisor.is_empty() {
+            None
+        } else {
+            gvisor::file_name(info)
+        };
         of_image.map_or_else(|| plain_file_name(info), str::to_owned)
     }
 
@@ -188,20 +218,33 @@ impl Snapshot {
         if options.sections.is_empty() {
             return Ok((0..self.sections().len()).collect());
         }
-        match options.sections.iter().find(|s| **s >= self.sections().len()) {
-            Some(section) => Err(Error::invalid(format!("{} has no section number {section}", self.id()))),
+        match options
+            .sections
+            .iter()
+            .find(|s| **s >= self.sections().len())
+        {
+            Some(section) => Err(Error::invalid(format!(
+                "{} has no section number {section}",
+                self.id()
+            ))),
             None => Ok(options.sections.clone()),
         }
     }
 
-    async fn new_target(&self, section: usize, path: &Path, options: &RestoreOptions) -> Result<Arc<dyn Target>> {
+    async fn new_target(
+        &self,
+        section: usize,
+        path: &Path,
+        options: &RestoreOptions,
+    ) -> Result<Arc<dyn Target>> {
         let info = &self.sections()[section];
         Ok(match info.shape {
             Shape::Blob => Arc::new(FileTarget::create(path, info.length)?),
             Shape::Tree => {
                 let table = self.tree_table(section).await?;
                 let (path, strict) = (path.to_owned(), options.strict);
-                let created = tokio::task::spawn_blocking(move || TreeTarget::create(&path, table, strict));
+                let created =
+                    tokio::task::spawn_blocking(move || TreeTarget::create(&path, table, strict));
                 Arc::new(created.await.expect("extraction does not panic")?)
             }
         })
@@ -221,17 +264,30 @@ impl Snapshot {
                 Ok(bytes) => {
                     for p in &planned.placements {
                         let range = p.start as usize..(p.start + p.len) as usize;
-                        targets[p.target as usize].1.write_at(&bytes[range], p.offset)?;
+                        targets[p.target as usize]
+                            .1
+                            .write_at(&bytes[range], p.offset)?;
                         progress.add_restored(p.len.into());
                     }
                 }
                 Err(error) => {
-                    let lost = planned.placements.iter().map(|p| snapshot.lost(targets[p.target as usize].0, p)).collect();
-                    let lost = Damage { what: error.to_string(), lost };
+                    let lost = planned
+                        .placements
+                        .iter()
+                        .map(|p| snapshot.lost(targets[p.target as usize].0, p))
+                        .collect();
+                    let lost = Damage {
+                        what: error.to_string(),
+                        lost,
+                    };
                     if !salvage {
                         return Err(error.hint(format!(
                             "{}; restore with salvage to get the undamaged rest",
-                            lost.lost.iter().map(LostRange::to_string).collect::<Vec<_>>().join(", ")
+                            lost.lost
+                                .iter()
+                                .map(LostRange::to_string)
+                                .collect::<Vec<_>>()
+                                .join(", ")
                         )));
                     }
                     damage.lock().expect("no panic while held").push(lost);
@@ -252,7 +308,11 @@ impl Snapshot {
 
 impl std::fmt::Display for LostRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes at {} of section {} are lost", self.len, self.offset, self.section)
+        write!(
+            f,
+            "{} bytes at {} of section {} are lost",
+            self.len, self.offset, self.section
+        )
     }
 }
 
@@ -267,7 +327,9 @@ fn plain_file_name(section: &SectionInfo) -> String {
         name.push('.');
         for byte in section.name.bytes() {
             match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => name.push(byte.into()),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                    name.push(byte.into())
+                }
                 _ => name.push_str(&format!("%{byte:02X}")),
             }
         }
@@ -281,7 +343,8 @@ fn check_vacant(dir: &Path) -> Result<()> {
         Err(e) => Err(Error::target(dir.display(), e)),
         Ok(mut entries) => match entries.next() {
             None => Ok(()),
-            Some(_) => Err(Error::invalid(format!("{} is not empty", dir.display())).hint("restore into a new directory")),
+            Some(_) => Err(Error::invalid(format!("{} is not empty", dir.display()))
+                .hint("restore into a new directory")),
         },
     }
 }
@@ -294,7 +357,10 @@ struct Partial {
 impl Partial {
     fn create(dir: &Path) -> Result<Self> {
         let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
-            return Err(Error::invalid(format!("{} cannot be a restore's target", dir.display())));
+            return Err(Error::invalid(format!(
+                "{} cannot be a restore's target",
+                dir.display()
+            )));
         };
         fs::create_dir_all(parent).map_err(|e| Error::target(parent.display(), e))?;
         let mut temporary = std::ffi::OsString::from(".");

@@ -64,12 +64,22 @@ impl Plan {
                     Extent::Chunk { chunk, start, len } => {
                         let chunk = &segment.chunks[chunk as usize];
                         let next = self.chunks.len();
-                        let number =
-                            *self.by_location.entry((chunk.location.pack, chunk.location.offset)).or_insert(next);
+                        let number = *self
+                            .by_location
+                            .entry((chunk.location.pack, chunk.location.offset))
+                            .or_insert(next);
                         if number == next {
-                            self.chunks.push(PlannedChunk { chunk: chunk.clone(), placements: Vec::with_capacity(1) });
+                            self.chunks.push(PlannedChunk {
+                                chunk: chunk.clone(),
+                                placements: Vec::with_capacity(1),
+                            });
                         }
-                        self.chunks[number].placements.push(Placement { target, offset, start, len });
+                        self.chunks[number].placements.push(Placement {
+                            target,
+                            offset,
+                            start,
+                            len,
+                        });
                     }
                 }
                 offset += extent.len();
@@ -91,7 +101,8 @@ impl Plan {
 
     /// Puts the chunks into the order of the packs and groups them into reads of some `read_len` bytes.
     pub(crate) fn into_reads(mut self, read_len: u64) -> (Vec<PlannedChunk>, Vec<PlannedRead>) {
-        self.chunks.sort_unstable_by_key(|c| (c.chunk.location.pack, c.chunk.location.offset));
+        self.chunks
+            .sort_unstable_by_key(|c| (c.chunk.location.pack, c.chunk.location.offset));
         let mut reads: Vec<PlannedRead> = Vec::new();
         for (number, planned) in self.chunks.iter().enumerate() {
             let (pack, frame) = (planned.chunk.location.pack, planned.frame());
@@ -104,7 +115,11 @@ impl Plan {
                     read.range.end = read.range.end.max(frame.end);
                     read.chunks.end = number + 1;
                 }
-                _ => reads.push(PlannedRead { pack, range: frame, chunks: number..number + 1 }),
+                _ => reads.push(PlannedRead {
+                    pack,
+                    range: frame,
+                    chunks: number..number + 1,
+                }),
             }
         }
         (self.chunks, reads)

@@ -35,14 +35,20 @@ impl FileTarget {
     pub(super) fn create(path: &Path, len: u64) -> Result<Self> {
         let open = OpenOptions::new().write(true).create_new(true).open(path);
         let file = open.map_err(|e| Error::target(path.display(), e))?;
-        file.set_len(len).map_err(|e| Error::target(path.display(), e))?;
-        Ok(Self { file, path: path.to_owned() })
+        file.set_len(len)
+            .map_err(|e| Error::target(path.display(), e))?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+        })
     }
 }
 
 impl Target for FileTarget {
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.file.write_all_at(bytes, offset).map_err(|e| Error::target(self.path.display(), e))
+        self.file
+            .write_all_at(bytes, offset)
+            .map_err(|e| Error::target(self.path.display(), e))
     }
 }
 
@@ -55,23 +61,35 @@ pub(super) struct TreeTarget {
 
 impl TreeTarget {
     pub(super) fn create(path: &Path, table: TreeTable, strict: bool) -> Result<Self> {
-        let options = ExtractOptions { strict, ..ExtractOptions::default() };
-        let extractor = TreeExtractor::new(path, table, options).map_err(|e| tree_error(path, e))?;
-        Ok(Self { extractor: RwLock::new(Some(extractor)), path: path.to_owned() })
+        let options = ExtractOptions {
+            strict,
+            ..ExtractOptions::default()
+        };
+        let extractor =
+            TreeExtractor::new(path, table, options).map_err(|e| tree_error(path, e))?;
+        Ok(Self {
+            extractor: RwLock::new(Some(extractor)),
+            path: path.to_owned(),
+        })
     }
 }
 
 impl Target for TreeTarget {
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
         match &*self.extractor.read().expect("no panic while held") {
-            Some(extractor) => extractor.write_at(offset, bytes).map_err(|e| tree_error(&self.path, e)),
+            Some(extractor) => extractor
+                .write_at(offset, bytes)
+                .map_err(|e| tree_error(&self.path, e)),
             None => Err(Error::invalid("the tree is finished")),
         }
     }
 
     fn finish(&self) -> Result<Vec<RestoreWarning>> {
         match self.extractor.write().expect("no panic while held").take() {
-            Some(extractor) => Ok(extractor.finish().map_err(|e| tree_error(&self.path, e))?.warnings),
+            Some(extractor) => Ok(extractor
+                .finish()
+                .map_err(|e| tree_error(&self.path, e))?
+                .warnings),
             None => Ok(Vec::new()),
         }
     }
@@ -79,10 +97,20 @@ impl Target for TreeTarget {
 
 fn tree_error(path: &Path, err: tree::Error) -> Error {
     match err {
-        tree::Error::Table(e) => Error::damaged(format!("the entry table of {}", path.display()), e.to_string()),
-        tree::Error::Io { action, path: below, source } => {
-            Error::target(path.join(&below).display(), source).hint(format!("it could not {action} it"))
-        }
-        err => Error::new(ErrorKind::Target, format!("cannot restore the tree to {}", path.display())).because(err),
+        tree::Error::Table(e) => Error::damaged(
+            format!("the entry table of {}", path.display()),
+            e.to_string(),
+        ),
+        tree::Error::Io {
+            action,
+            path: below,
+            source,
+        } => Error::target(path.join(&below).display(), source)
+            .hint(format!("it could not {action} it")),
+        err => Error::new(
+            ErrorKind::Target,
+            format!("cannot restore the tree to {}", path.display()),
+        )
+        .because(err),
     }
 }

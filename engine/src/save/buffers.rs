@@ -26,7 +26,11 @@ impl BufferPool {
         if bytes.len() < len {
             bytes.resize(len, 0);
         }
-        Buffer { bytes, len, back: self.back.clone() }
+        Buffer {
+            bytes,
+            len,
+            back: self.back.clone(),
+        }
     }
 }
 

@@ -17,17 +17,29 @@ use crate::{
 
 impl SnapshotWriter {
     /// Appends checked frames to the packs as they are.
-    pub(crate) async fn append_frames(&mut self, copied: CopiedFrames, chunks: &[PlannedChunk]) -> Result<()> {
-        let Some(work) = &self.work else { return Err(Error::invalid("the save has failed")) };
+    pub(crate) async fn append_frames(
+        &mut self,
+        copied: CopiedFrames,
+        chunks: &[PlannedChunk],
+    ) -> Result<()> {
+        let Some(work) = &self.work else {
+            return Err(Error::invalid("the save has failed"));
+        };
         let first = copied.chunks.start as u32;
-        let encoded = chunks[copied.chunks].iter().zip(first..).map(|(planned, number)| EncodedChunk {
-            number,
-            id: planned.chunk.id,
-            codec: planned.chunk.codec,
-            raw_len: planned.chunk.raw_len,
-            encoded_len: planned.chunk.location.encoded_len,
-        });
-        let batch = EncodedBatch { chunks: encoded.collect(), frames: copied.bytes };
+        let encoded = chunks[copied.chunks]
+            .iter()
+            .zip(first..)
+            .map(|(planned, number)| EncodedChunk {
+                number,
+                id: planned.chunk.id,
+                codec: planned.chunk.codec,
+                raw_len: planned.chunk.raw_len,
+                encoded_len: planned.chunk.location.encoded_len,
+            });
+        let batch = EncodedBatch {
+            chunks: encoded.collect(),
+            frames: copied.bytes,
+        };
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let _ = sender.send(batch);
         work.packer.push_async(receiver).await
@@ -59,12 +71,21 @@ impl SnapshotWriter {
             })
             .collect();
         let raw_bytes = source.sections().iter().map(|s| s.length).sum();
-        self.metadata.labels.extend(source.metadata().labels.clone());
+        self.metadata
+            .labels
+            .extend(source.metadata().labels.clone());
         self.metadata.gvisor = source.metadata().gvisor.clone();
         self.metadata.created_unix_ms = source.metadata().created_unix_ms;
         let metadata = serde_json::to_string(&self.metadata).expect("metadata is plain data");
         let position = podsnap_format::HEADER_LEN as u64;
-        let sealed = relocated(self.header.clone(), position, metadata, all, packed.packs.clone(), &moved);
+        let sealed = relocated(
+            self.header.clone(),
+            position,
+            metadata,
+            all,
+            packed.packs.clone(),
+            &moved,
+        );
         self.conclude(lease, packed, sealed, raw_bytes).await
     }
 }

@@ -31,7 +31,11 @@ pub(super) enum PieceKind {
     /// A chunk of its own.
     Chunk(ChunkId),
     /// Bytes from `start` of a chunk of the base, proven equal by the whole chunk that stands at `whole_at` of the section.
-    BaseRange { chunk: u32, start: u32, whole_at: u64 },
+    BaseRange {
+        chunk: u32,
+        start: u32,
+        whole_at: u64,
+    },
 }
 
 /// What all segments of a section are cut by.
@@ -59,7 +63,11 @@ impl Cutter {
         let mut proofs = Proofs::default();
         for run in runs(bytes) {
             if run.zero {
-                pieces.push(Piece { start: run.start, len: run.end - run.start, kind: PieceKind::Zero });
+                pieces.push(Piece {
+                    start: run.start,
+                    len: run.end - run.start,
+                    kind: PieceKind::Zero,
+                });
                 continue;
             }
             let mut at = run.start;
@@ -71,7 +79,11 @@ impl Cutter {
                     Some((len, kind, next)) => (len, kind, Some(next)),
                     None => self.chunked(rest, here, cursor),
                 };
-                pieces.push(Piece { start: at, len, kind });
+                pieces.push(Piece {
+                    start: at,
+                    len,
+                    kind,
+                });
                 cursor = next;
                 at += len;
             }
@@ -96,10 +108,17 @@ impl Cutter {
         let cursor = cursor?;
         let section = &self.base.sections[cursor.section];
         let extent = section.extents.get(cursor.extent)?;
-        let Content::Chunk { chunk, start } = extent.content else { return None };
-        let len = usize::try_from(extent.len).ok().filter(|len| *len <= rest.len())?;
+        let Content::Chunk { chunk, start } = extent.content else {
+            return None;
+        };
+        let len = usize::try_from(extent.len)
+            .ok()
+            .filter(|len| *len <= rest.len())?;
         let known = &self.base.chunks[chunk as usize];
-        let next = Cursor { extent: cursor.extent + 1, ..cursor };
+        let next = Cursor {
+            extent: cursor.extent + 1,
+            ..cursor
+        };
         if start == 0 && len == known.raw_len as usize {
             let id = ChunkId::of(&rest[..len], self.key.as_ref());
             return (id == known.id).then_some((len, PieceKind::Chunk(id), next));
@@ -111,23 +130,46 @@ impl Cutter {
         }
         let moved = here.wrapping_sub(extent.offset);
         let expected = section.extents[whole].offset.wrapping_add(moved);
-        let bytes =
-            proofs.chunk(&known.id, known.raw_len, self.source.as_deref()?, expected, self.key.as_ref())?;
-        let kind = PieceKind::BaseRange { chunk, start, whole_at: expected };
+        let bytes = proofs.chunk(
+            &known.id,
+            known.raw_len,
+            self.source.as_deref()?,
+            expected,
+            self.key.as_ref(),
+        )?;
+        let kind = PieceKind::BaseRange {
+            chunk,
+            start,
+            whole_at: expected,
+        };
         (bytes[start as usize..][..len] == rest[..len]).then_some((len, kind, next))
     }
 
     /// The next piece by the chunker, and where in the base to go on.
-    fn chunked(&self, rest: &[u8], here: u64, cursor: Option<Cursor>) -> (usize, PieceKind, Option<Cursor>) {
+    fn chunked(
+        &self,
+        rest: &[u8],
+        here: u64,
+        cursor: Option<Cursor>,
+    ) -> (usize, PieceKind, Option<Cursor>) {
         let len = self.chunker.cut(rest, here);
         let id = ChunkId::of(&rest[..len], self.key.as_ref());
-        let next = match self.base.find(&id).and_then(|chunk| self.base.whole_at(chunk)) {
-            Some((section, extent)) => Some(Cursor { section, extent: extent + 1 }),
+        let next = match self
+            .base
+            .find(&id)
+            .and_then(|chunk| self.base.whole_at(chunk))
+        {
+            Some((section, extent)) => Some(Cursor {
+                section,
+                extent: extent + 1,
+            }),
             // A changed chunk whose borders stayed: what follows it may be the base's again.
             None => cursor.and_then(|c| {
                 let section = &self.base.sections[c.section];
                 let expected = section.extents.get(c.extent)?.offset + len as u64;
-                section.extent_at(expected).map(|extent| Cursor { extent, ..c })
+                section
+                    .extent_at(expected)
+                    .map(|extent| Cursor { extent, ..c })
             }),
         };
         (len, PieceKind::Chunk(id), next)

@@ -4,6 +4,8 @@
 //! though most of their bytes are known. Here the known neighbours of a duplicate are compared byte by byte with the bytes beside it;
 //! what agrees becomes a range inside the neighbours' chunks, and only the rest becomes a chunk.
 
+use std::sync::Arc;
+
 use podsnap_format::Key;
 
 use super::{
@@ -29,17 +31,76 @@ pub(super) fn total(grown: &[Grown]) -> usize {
 }
 
 fn worthwhile(grown: Vec<Grown>) -> Vec<Grown> {
-    if total(&grown) < MIN_GROWTH { Vec::new() } else { grown }
+    if total(&grown) < MIN_GROWTH {
+        Vec::new()
+    } else {
+        grown
+    }
 }
 
-/// Finds the proven bytes of the chunk under `extent`, as far as the extent shows them.
-fn shown(index: &SaveIndex, extent: &PlacedExtent, proofs: &mut Proofs, key: Option<&Key>) -> Option<(u32, u32, Vec<u8>)> {
-    let Content::Chunk { chunk, start } = extent.content else { return None };
+/// An extent of this save whose chunk was proven.
+struct Shown {
+    chunk: u32,
+    /// Where the extent's bytes begin in the chunk.
+    start: usize,
+    bytes: Arc<Vec<u8>>,
+}
+
+/// Proves the chunk under `extent`.
+fn show(
+    index: &SaveIndex,
+    extent: &PlacedExtent,
+    proofs: &mut Proofs,
+    key: Option<&Key>,
+) -> Option<Shown> {
+    let Content::Chunk { chunk, start } = extent.content else {
+        return None;
+    };
     let known = index.chunks[chunk as usize];
-    let source = index.sections[known.whole_at.section as usize].source.as_deref()?;
+    let source = index.sections[known.whole_at.section as usize]
+        .source
+        .as_deref()?;
     let bytes = proofs.chunk(&known.id, known.raw_len, source, known.whole_at.offset, key)?;
-    let start_at = start as usize;
-    Some((chunk, start, bytes.get(start_at..start_at + extent.len as usize)?.to_vec()))
+    Some(Shown {
+        chunk,
+        start: start as usize,
+        bytes,
+    })
+}
+
+/// Bytes compared at once before the place of a difference is looked for.
+const STRIDE: usize = 256;
+
+/// Number of bytes at their start that `a` and `b` have in common.
+fn common_prefix(a: &[u8], b: &[u8]) -> usize {
+    let strides = a
+        .chunks_exact(STRIDE)
+        .zip(b.chunks_exact(STRIDE))
+        .take_while(|(a, b)| a == b)
+        .count();
+    let same = strides * STRIDE;
+    same + a[same..]
+        .iter()
+        .zip(&b[same..])
+        .take_while(|(a, b)| a == b)
+        .count()
+}
+
+/// Number of bytes at their end that `a` and `b` have in common.
+fn common_suffix(a: &[u8], b: &[u8]) -> usize {
+    let strides = a
+        .rchunks_exact(STRIDE)
+        .zip(b.rchunks_exact(STRIDE))
+        .take_while(|(a, b)| a == b)
+        .count();
+    let same = strides * STRIDE;
+    let (a, b) = (&a[..a.len() - same], &b[..b.len() - same]);
+    same + a
+        .iter()
+        .rev()
+        .zip(b.iter().rev())
+        .take_while(|(a, b)| a == b)
+        .count()
 }
 
 /// How far `bytes`, which stand at `here`, agree with what follows `known_end` in this save.
@@ -55,15 +116,24 @@ pub(super) fn forward(
     let mut done = 0;
     while done < bytes.len() && known_end != here {
         let at = known_end.offset + done as u64;
-        let Some(extent) = index.sections[known_end.section as usize].covering(at) else { break };
-        let Some((chunk, start, known)) = shown(index, &extent, proofs, key) else { break };
-        let skip = (at - extent.offset) as usize;
-        let same = known[skip..].iter().zip(&bytes[done..]).take_while(|(a, b)| a == b).count();
+        let Some(extent) = index.sections[known_end.section as usize].covering(at) else {
+            break;
+        };
+        let Some(shown) = show(index, &extent, proofs, key) else {
+            break;
+        };
+        let first = shown.start + (at - extent.offset) as usize;
+        let known = &shown.bytes[first..shown.start + extent.len as usize];
+        let same = common_prefix(known, &bytes[done..]);
         if same > 0 {
-            grown.push(Grown { chunk, start: start + skip as u32, len: same });
+            grown.push(Grown {
+                chunk: shown.chunk,
+                start: first as u32,
+                len: same,
+            });
         }
         done += same;
-        if skip + same < known.len() {
+        if same < known.len() {
             break;
         }
     }
@@ -82,16 +152,25 @@ pub(super) fn backward(
     let mut left = bytes.len();
     let mut at = known_start.offset;
     while left > 0 && at > 0 {
-        let Some(extent) = index.sections[known_start.section as usize].covering(at - 1) else { break };
-        let Some((chunk, start, known)) = shown(index, &extent, proofs, key) else { break };
-        let show = (at - extent.offset) as usize;
-        let same = known[..show].iter().rev().zip(bytes[..left].iter().rev()).take_while(|(a, b)| a == b).count();
+        let Some(extent) = index.sections[known_start.section as usize].covering(at - 1) else {
+            break;
+        };
+        let Some(shown) = show(index, &extent, proofs, key) else {
+            break;
+        };
+        let end = shown.start + (at - extent.offset) as usize;
+        let known = &shown.bytes[shown.start..end];
+        let same = common_suffix(known, &bytes[..left]);
         if same > 0 {
-            grown.push(Grown { chunk, start: start + (show - same) as u32, len: same });
+            grown.push(Grown {
+                chunk: shown.chunk,
+                start: (end - same) as u32,
+                len: same,
+            });
         }
         left -= same;
         at -= same as u64;
-        if same < show {
+        if same < known.len() {
             break;
         }
     }

@@ -42,8 +42,14 @@ impl SavedSection {
     /// Appends an extent; zeros join zeros before them.
     pub(super) fn push(&mut self, len: u64, content: Content) {
         match self.extents.last_mut() {
-            Some(last) if content == Content::Zero && last.content == Content::Zero => last.len += len,
-            _ => self.extents.push(PlacedExtent { offset: self.len, len, content }),
+            Some(last) if content == Content::Zero && last.content == Content::Zero => {
+                last.len += len
+            }
+            _ => self.extents.push(PlacedExtent {
+                offset: self.len,
+                len,
+                content,
+            }),
         }
         self.len += len;
     }
@@ -74,7 +80,12 @@ pub(super) enum Lookup {
 
 impl SaveIndex {
     pub(super) fn new(base: Arc<BaseIndex>) -> Self {
-        Self { base, chunks: Vec::new(), sections: Vec::new(), by_id: IdMap::default() }
+        Self {
+            base,
+            chunks: Vec::new(),
+            sections: Vec::new(),
+            by_id: IdMap::default(),
+        }
     }
 
     /// Whether the chunk is known to this save or its base.
@@ -95,8 +106,17 @@ impl SaveIndex {
             return Lookup::Known(number);
         }
         let base = self.base.find(&id);
-        self.chunks.push(KnownChunk { id, raw_len, base, whole_at: place });
-        if base.is_some() { Lookup::Known(number) } else { Lookup::New(number) }
+        self.chunks.push(KnownChunk {
+            id,
+            raw_len,
+            base,
+            whole_at: place,
+        });
+        if base.is_some() {
+            Lookup::Known(number)
+        } else {
+            Lookup::New(number)
+        }
     }
 
     /// Notes a chunk of the base of which a range is used; `place` is where the whole one was proven to stand.

@@ -35,6 +35,7 @@ use self::{
     seal::SectionShape,
 };
 use crate::{
+    Store,
     base::BaseIndex,
     chunking::{self, Chunker, ChunkingParams},
     error::{Error, ErrorKind, Result},
@@ -46,7 +47,6 @@ use crate::{
     snapshot::Snapshot,
     source::Input,
     store::Condition,
-    Store,
 };
 
 /// How a snapshot is saved. The default deduplicates against the group's head, if there is a group.
@@ -102,7 +102,10 @@ impl NewSection {
 
     /// A tree of that role and name, read from a directory or a tar stream.
     pub fn tree(role: Role, name: impl Into<String>, input: Input) -> Self {
-        Self { shape: Shape::Tree, ..Self::blob(role, name, input) }
+        Self {
+            shape: Shape::Tree,
+            ..Self::blob(role, name, input)
+        }
     }
 }
 
@@ -165,10 +168,16 @@ struct Work {
 
 impl SnapshotWriter {
     /// Takes the lease and opens the bases.
-    pub(crate) async fn start(store: &Store, snapshot: SnapshotId, options: SaveOptions) -> Result<Self> {
+    pub(crate) async fn start(
+        store: &Store,
+        snapshot: SnapshotId,
+        options: SaveOptions,
+    ) -> Result<Self> {
         let started = Instant::now();
         if snapshot.as_ref() == names::HEADS {
-            return Err(Error::invalid("a snapshot cannot be called \"heads\": the store keeps the heads of groups there"));
+            return Err(Error::invalid(
+                "a snapshot cannot be called \"heads\": the store keeps the heads of groups there",
+            ));
         }
         if let Some(group) = &options.group {
             heads::check_name(group)?;
@@ -176,7 +185,12 @@ impl SnapshotWriter {
         let backend = store.backend();
         refuse_existing(store, &snapshot).await?;
         let wanted = wanted_bases(store, &options).await?;
-        let attempt = u64::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().expect("16 bytes"));
+        let attempt = u64::from_le_bytes(
+            *uuid::Uuid::new_v4()
+                .as_bytes()
+                .first_chunk()
+                .expect("16 bytes"),
+        );
         let key = store.key();
         let header = Header {
             key_check: key.map(Key::key_check),
@@ -208,17 +222,34 @@ impl SnapshotWriter {
             packer: PackerQueue::start(backend.clone(), header.clone(), options.progress.clone()),
             buffers: BufferPool::new(store.pool().current_num_threads() + 3),
         };
-        Ok(Self { store: store.clone(), header, options, metadata, work: Some(work), shapes: Vec::new(), started })
+        Ok(Self {
+            store: store.clone(),
+            header,
+            options,
+            metadata,
+            work: Some(work),
+            shapes: Vec::new(),
+            started,
+        })
     }
 
     /// Takes in one section. After an error the save can only be aborted.
     pub async fn add(&mut self, section: NewSection) -> Result<()> {
         let Some(mut work) = self.work.take() else {
-            return Err(Error::invalid("an earlier section failed: the save can only be aborted"));
+            return Err(Error::invalid(
+                "an earlier section failed: the save can only be aborted",
+            ));
         };
-        if self.shapes.iter().any(|s| s.role == section.role && s.name == section.name) {
+        if self
+            .shapes
+            .iter()
+            .any(|s| s.role == section.role && s.name == section.name)
+        {
             self.work = Some(work);
-            return Err(Error::invalid(format!("the snapshot has a section {}:{} already", section.role, section.name)));
+            return Err(Error::invalid(format!(
+                "the snapshot has a section {}:{} already",
+                section.role, section.name
+            )));
         }
         let base_section = work.index.base.section(section.role, &section.name);
         let chunking = section.chunking.unwrap_or_else(|| match base_section {
@@ -230,7 +261,9 @@ impl SnapshotWriter {
         });
         let Some(chunker) = Chunker::new(&chunking) else {
             self.work = Some(work);
-            return Err(Error::invalid(format!("chunks of {chunking:?} cannot be cut")));
+            return Err(Error::invalid(format!(
+                "chunks of {chunking:?} cannot be cut"
+            )));
         };
         let source = match &section.input {
             Input::Source(source) => {
@@ -246,7 +279,10 @@ impl SnapshotWriter {
             base_section,
             source: source.clone(),
         });
-        work.index.sections.push(SavedSection { source, ..SavedSection::default() });
+        work.index.sections.push(SavedSection {
+            source,
+            ..SavedSection::default()
+        });
         let (store, options) = (self.store.clone(), self.options.clone());
         let input = section.input;
         let (work, result) = tokio::task::spawn_blocking(move || {
@@ -282,7 +318,9 @@ impl SnapshotWriter {
             }
             Err(e) => {
                 // A packer that gave up knows better why.
-                let e = if work.packer.has_failed() { work.packer.finish().await.err().unwrap_or(e) } else {
+                let e = if work.packer.has_failed() {
+                    work.packer.finish().await.err().unwrap_or(e)
+                } else {
                     work.packer.abort().await;
                     e
                 };
@@ -295,8 +333,16 @@ impl SnapshotWriter {
     /// Commits: when this returns, the snapshot is visible, whole and durable. The one error behind the commit is a group's head that
     /// could not be moved; it says so.
     pub async fn finish(mut self) -> Result<SaveStats> {
-        let Some(Work { lease, index, packer, .. }) = self.work.take() else {
-            return Err(Error::invalid("an earlier section failed: nothing can be committed"));
+        let Some(Work {
+            lease,
+            index,
+            packer,
+            ..
+        }) = self.work.take()
+        else {
+            return Err(Error::invalid(
+                "an earlier section failed: nothing can be committed",
+            ));
         };
         let packed = match packer.finish().await {
             Ok(packed) => packed,
@@ -369,7 +415,9 @@ impl SnapshotWriter {
         }
         self.options.progress.add_stored(len);
         let head = match &self.options.group {
-            Some(group) => heads::advance(backend, group, snapshot, self.metadata.created_unix_ms).await,
+            Some(group) => {
+                heads::advance(backend, group, snapshot, self.metadata.created_unix_ms).await
+            }
             None => Ok(()),
         };
         if let Err(error) = lease.release().await {
@@ -400,7 +448,8 @@ impl SnapshotWriter {
 
     async fn clean_up(&self, lease: Lease) -> Result<()> {
         let backend = &**self.store.backend();
-        let removed = lease::remove_packs(backend, &self.header.snapshot, self.header.attempt).await;
+        let removed =
+            lease::remove_packs(backend, &self.header.snapshot, self.header.attempt).await;
         if let Err(error) = &removed {
             // With the lease left, the next save of this id will find what is left and remove it.
             tracing::warn!(snapshot = %self.header.snapshot, %error, "could not remove what was written");
@@ -412,12 +461,18 @@ impl SnapshotWriter {
 
 impl Drop for SnapshotWriter {
     fn drop(&mut self) {
-        let (Some(work), Ok(runtime)) = (self.work.take(), tokio::runtime::Handle::try_current()) else { return };
+        let (Some(work), Ok(runtime)) = (self.work.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
         let (store, header) = (self.store.clone(), self.header.clone());
         runtime.spawn(async move {
             work.packer.abort().await;
             let backend = &**store.backend();
-            if lease::remove_packs(backend, &header.snapshot, header.attempt).await.is_ok() {
+            if lease::remove_packs(backend, &header.snapshot, header.attempt)
+                .await
+                .is_ok()
+            {
                 let _ = tokio::time::timeout(Duration::from_secs(10), work.lease.release()).await;
             }
         });
@@ -432,11 +487,26 @@ struct WantedBase {
 
 async fn wanted_bases(store: &Store, options: &SaveOptions) -> Result<Vec<WantedBase>> {
     if !options.bases.is_empty() {
-        return Ok(options.bases.iter().map(|id| WantedBase { id: id.clone(), required: true }).collect());
+        return Ok(options
+            .bases
+            .iter()
+            .map(|id| WantedBase {
+                id: id.clone(),
+                required: true,
+            })
+            .collect());
     }
-    let Some(group) = &options.group else { return Ok(Vec::new()) };
+    let Some(group) = &options.group else {
+        return Ok(Vec::new());
+    };
     let head = heads::read(&**store.backend(), group).await?;
-    Ok(head.into_iter().map(|(head, _)| WantedBase { id: head.snapshot, required: false }).collect())
+    Ok(head
+        .into_iter()
+        .map(|(head, _)| WantedBase {
+            id: head.snapshot,
+            required: false,
+        })
+        .collect())
 }
 
 async fn open_bases(store: &Store, wanted: &[WantedBase]) -> Result<(Vec<String>, BaseIndex)> {
@@ -448,7 +518,10 @@ async fn open_bases(store: &Store, wanted: &[WantedBase]) -> Result<(Vec<String>
                 tracing::info!(base = %base.id, "the group's head is gone; saving without a base");
             }
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(Error::new(ErrorKind::NotFound, format!("the base {} does not exist", base.id)));
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!("the base {} does not exist", base.id),
+                ));
             }
             Err(e) => return Err(e),
         }
@@ -459,7 +532,10 @@ async fn open_bases(store: &Store, wanted: &[WantedBase]) -> Result<(Vec<String>
 
 async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
     let backend = &**store.backend();
-    match backend.head(&names::object(snapshot, names::MANIFEST)).await {
+    match backend
+        .head(&names::object(snapshot, names::MANIFEST))
+        .await
+    {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
         Ok(_) => {}
@@ -468,8 +544,13 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
     if let Ok(Some((record, version))) = lease::read(backend, snapshot).await
         && !record.is_live()
     {
-        let _ = backend.delete(&names::object(snapshot, names::LEASE), Some(&version)).await;
+        let _ = backend
+            .delete(&names::object(snapshot, names::LEASE), Some(&version))
+            .await;
     }
-    Err(Error::new(ErrorKind::Conflict, format!("the snapshot {snapshot} exists already"))
-        .hint("snapshots never change: save under another id, or remove it first"))
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!("the snapshot {snapshot} exists already"),
+    )
+    .hint("snapshots never change: save under another id, or remove it first"))
 }

@@ -68,8 +68,17 @@ impl PackerQueue {
     /// Starts the packer. `template` is the header of the snapshot's manifest.
     pub(crate) fn start(backend: Arc<dyn Backend>, template: Header, progress: Progress) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE_LEN);
-        let packer = Packer { backend, template, progress, open: None, packed: Packed::default() };
-        Self { sender, task: tokio::spawn(packer.run(receiver)) }
+        let packer = Packer {
+            backend,
+            template,
+            progress,
+            open: None,
+            packed: Packed::default(),
+        };
+        Self {
+            sender,
+            task: tokio::spawn(packer.run(receiver)),
+        }
     }
 
     /// Announces the next batch; waits while the queue is full. Call it from a blocking thread.
@@ -82,7 +91,10 @@ impl PackerQueue {
 
     /// [`PackerQueue::push`] for asynchronous callers.
     pub(super) async fn push_async(&self, batch: oneshot::Receiver<EncodedBatch>) -> Result<()> {
-        self.sender.send(batch).await.map_err(|_| Error::new(ErrorKind::Store, "the store stopped taking packs"))
+        self.sender
+            .send(batch)
+            .await
+            .map_err(|_| Error::new(ErrorKind::Store, "the store stopped taking packs"))
     }
 
     /// Whether the packer gave up; its error comes from [`PackerQueue::finish`].
@@ -93,7 +105,9 @@ impl PackerQueue {
     /// Closes the last pack.
     pub(crate) async fn finish(self) -> Result<Packed> {
         drop(self.sender);
-        self.task.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Store, "the packer died")))
+        self.task
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Store, "the packer died")))
     }
 
     /// Ends the packer wherever it is; waits until it has ended.
@@ -125,11 +139,17 @@ struct Packer {
 }
 
 impl Packer {
-    async fn run(mut self, mut batches: mpsc::Receiver<oneshot::Receiver<EncodedBatch>>) -> Result<Packed> {
+    async fn run(
+        mut self,
+        mut batches: mpsc::Receiver<oneshot::Receiver<EncodedBatch>>,
+    ) -> Result<Packed> {
         while let Some(batch) = batches.recv().await {
             // A batch that never comes belongs to a save that failed and will not be finished.
             let Ok(batch) = batch.await else {
-                return Err(Error::new(ErrorKind::Source, "a worker thread died while encoding"));
+                return Err(Error::new(
+                    ErrorKind::Source,
+                    "a worker thread died while encoding",
+                ));
             };
             self.append(batch).await?;
         }
@@ -138,7 +158,11 @@ impl Packer {
     }
 
     async fn append(&mut self, batch: EncodedBatch) -> Result<()> {
-        if self.open.as_ref().is_some_and(|open| open.body.len >= self.backend.pack_len()) {
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.body.len >= self.backend.pack_len())
+        {
             self.close().await?;
         }
         let pack = self.packed.packs.len() as u32;
@@ -148,20 +172,36 @@ impl Packer {
         };
         let mut offset = open.body.len;
         for chunk in &batch.chunks {
-            open.index.push(&chunk.id, chunk.codec, chunk.raw_len, chunk.encoded_len);
-            let location = Location { pack, offset, encoded_len: chunk.encoded_len };
-            self.packed.chunks.push(StoredChunk { number: chunk.number, codec: chunk.codec, location });
+            open.index
+                .push(&chunk.id, chunk.codec, chunk.raw_len, chunk.encoded_len);
+            let location = Location {
+                pack,
+                offset,
+                encoded_len: chunk.encoded_len,
+            };
+            self.packed.chunks.push(StoredChunk {
+                number: chunk.number,
+                codec: chunk.codec,
+                location,
+            });
             offset += FRAME_HEADER_LEN as u64 + u64::from(chunk.encoded_len);
         }
         open.body.write(batch.frames.into(), &self.progress).await
     }
 
     async fn close(&mut self) -> Result<()> {
-        let Some(mut open) = self.open.take() else { return Ok(()) };
+        let Some(mut open) = self.open.take() else {
+            return Ok(());
+        };
         let index = open.index.finish(open.body.len);
-        let index = index.map_err(|e| Error::invalid("the pack's index cannot be written").because(e))?;
+        let index =
+            index.map_err(|e| Error::invalid("the pack's index cannot be written").because(e))?;
         open.body.write(index.into(), &self.progress).await?;
-        let PackBody { writer, len, crc32c } = open.body;
+        let PackBody {
+            writer,
+            len,
+            crc32c,
+        } = open.body;
         let meta = writer.finish().await?;
         self.packed.len += len;
         self.packed.packs.push(PackInfo {
@@ -181,10 +221,18 @@ async fn open_pack(backend: &dyn Backend, template: &Header, number: u32) -> Res
     let object = names::object(&header.snapshot, &name);
     let bytes = Bytes::copy_from_slice(&header.encode());
     let writer = backend.create(&object).await?;
-    let mut body = PackBody { writer, len: 0, crc32c: 0 };
+    let mut body = PackBody {
+        writer,
+        len: 0,
+        crc32c: 0,
+    };
     body.write(bytes, &Progress::default()).await?;
     debug_assert_eq!(body.len, HEADER_LEN as u64);
-    Ok(OpenPack { name, index: PackIndexBuilder::new(header), body })
+    Ok(OpenPack {
+        name,
+        index: PackIndexBuilder::new(header),
+        body,
+    })
 }
 
 impl PackBody {

@@ -4,12 +4,7 @@
 //! run on the worker pool. The buffer pool bounds what is read ahead, the packer's queue what waits to be written; both
 //! push back to the source.
 
-use std::{
-    collections::VecDeque,
-    io::Read,
-    ops::Range,
-    sync::Arc,
-};
+use std::{collections::VecDeque, io::Read, ops::Range, sync::Arc};
 
 use crossbeam_channel::{Receiver, bounded};
 use podsnap_format::{
@@ -91,7 +86,12 @@ impl Pipeline<'_> {
         self.pool.current_num_threads() + 1
     }
 
-    fn spawn_read_and_cut(&self, source: &Arc<dyn Source>, offset: u64, len: usize) -> Receiver<Result<CutSegment>> {
+    fn spawn_read_and_cut(
+        &self,
+        source: &Arc<dyn Source>,
+        offset: u64,
+        len: usize,
+    ) -> Receiver<Result<CutSegment>> {
         let (cutter, source) = (self.cutter.clone(), source.clone());
         let mut buffer = self.buffers.take(len);
         let (sender, receiver) = bounded(1);
@@ -136,7 +136,11 @@ impl Pipeline<'_> {
     }
 
     fn check_cancelled(&self) -> Result<()> {
-        if (self.cancelled)() { Err(Error::interrupted()) } else { Ok(()) }
+        if (self.cancelled)() {
+            Err(Error::interrupted())
+        } else {
+            Ok(())
+        }
     }
 
     /// Deduplicates a segment's pieces against everything before them and sends the new chunks on.
@@ -153,12 +157,21 @@ impl Pipeline<'_> {
                     self.progress.add_zero(piece.len as u64);
                     pieces = rest;
                 }
-                PieceKind::BaseRange { chunk, start, whole_at } => {
+                PieceKind::BaseRange {
+                    chunk,
+                    start,
+                    whole_at,
+                } => {
                     self.base_range(chunk, start, whole_at, piece.len as u64);
                     pieces = rest;
                 }
                 PieceKind::Chunk(id) if self.index.knows(&id) => {
-                    self.chunk(id, piece.start..piece.start + piece.len, &buffer, &mut batch)?;
+                    self.chunk(
+                        id,
+                        piece.start..piece.start + piece.len,
+                        &buffer,
+                        &mut batch,
+                    )?;
                     pieces = rest;
                 }
                 PieceKind::Chunk(_) => {
@@ -179,11 +192,17 @@ impl Pipeline<'_> {
 
     fn place(&self) -> Place {
         let section = self.index.sections.len() - 1;
-        Place { section: section as u32, offset: self.index.sections[section].len }
+        Place {
+            section: section as u32,
+            offset: self.index.sections[section].len,
+        }
     }
 
     fn base_range(&mut self, base_chunk: u32, start: u32, whole_at: u64, len: u64) {
-        let place = Place { offset: whole_at, ..self.place() };
+        let place = Place {
+            offset: whole_at,
+            ..self.place()
+        };
         let chunk = self.index.enter_base(base_chunk, place);
         self.section().push(len, Content::Chunk { chunk, start });
         self.progress.add_deduplicated_base(len);
@@ -203,7 +222,14 @@ impl Pipeline<'_> {
         let key = self.cutter.key.clone();
         let here = self.place();
         let front = match self.known_end_before(here) {
-            Some(known_end) => grow::forward(self.index, &buffer[whole.clone()], known_end, here, proofs, key.as_ref()),
+            Some(known_end) => grow::forward(
+                self.index,
+                &buffer[whole.clone()],
+                known_end,
+                here,
+                proofs,
+                key.as_ref(),
+            ),
             None => Vec::new(),
         };
         let middle_start = whole.start + grow::total(&front);
@@ -211,7 +237,13 @@ impl Pipeline<'_> {
             Some(PieceKind::Chunk(id)) => match self.index.met(&id) {
                 Some(chunk) => {
                     let place = self.index.chunks[chunk as usize].whole_at;
-                    grow::backward(self.index, &buffer[middle_start..whole.end], place, proofs, key.as_ref())
+                    grow::backward(
+                        self.index,
+                        &buffer[middle_start..whole.end],
+                        place,
+                        proofs,
+                        key.as_ref(),
+                    )
                 }
                 None => Vec::new(),
             },
@@ -237,14 +269,25 @@ impl Pipeline<'_> {
     /// If the bytes just before `here` stand elsewhere in this save too: the place behind them there.
     fn known_end_before(&self, here: Place) -> Option<Place> {
         let last = self.index.sections[here.section as usize].extents.last()?;
-        let Content::Chunk { chunk, start } = last.content else { return None };
+        let Content::Chunk { chunk, start } = last.content else {
+            return None;
+        };
         let whole_at = self.index.chunks[chunk as usize].whole_at;
-        Some(Place { offset: whole_at.offset + u64::from(start) + last.len, ..whole_at })
+        Some(Place {
+            offset: whole_at.offset + u64::from(start) + last.len,
+            ..whole_at
+        })
     }
 
     fn ranges(&mut self, grown: &[grow::Grown]) {
         for part in grown {
-            self.section().push(part.len as u64, Content::Chunk { chunk: part.chunk, start: part.start });
+            self.section().push(
+                part.len as u64,
+                Content::Chunk {
+                    chunk: part.chunk,
+                    start: part.start,
+                },
+            );
             match self.index.chunks[part.chunk as usize].base {
                 Some(_) => self.progress.add_deduplicated_base(part.len as u64),
                 None => self.progress.add_deduplicated_own(part.len as u64),
@@ -253,7 +296,13 @@ impl Pipeline<'_> {
     }
 
     /// Takes in one whole chunk, new or known.
-    fn chunk(&mut self, id: ChunkId, range: Range<usize>, buffer: &Arc<Buffer>, batch: &mut Batch) -> Result<()> {
+    fn chunk(
+        &mut self,
+        id: ChunkId,
+        range: Range<usize>,
+        buffer: &Arc<Buffer>,
+        batch: &mut Batch,
+    ) -> Result<()> {
         let place = self.place();
         let len = range.len() as u64;
         let number = match self.index.enter(id, range.len() as u32, place) {
@@ -271,8 +320,18 @@ impl Pipeline<'_> {
                 number
             }
         };
-        self.section().push(len, Content::Chunk { chunk: number, start: 0 });
-        if batch.len >= BATCH_LEN { self.flush(buffer, batch) } else { Ok(()) }
+        self.section().push(
+            len,
+            Content::Chunk {
+                chunk: number,
+                start: 0,
+            },
+        );
+        if batch.len >= BATCH_LEN {
+            self.flush(buffer, batch)
+        } else {
+            Ok(())
+        }
     }
 
     /// Sends the batch to be encoded, and its result to the packer, in this order.
@@ -285,13 +344,21 @@ impl Pipeline<'_> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         self.packer.push(receiver)?;
         self.pool.spawn_fifo(move || {
-            let mut frames = Vec::with_capacity(len + chunks.len() * podsnap_format::FRAME_HEADER_LEN);
+            let mut frames =
+                Vec::with_capacity(len + chunks.len() * podsnap_format::FRAME_HEADER_LEN);
             let chunks = with_encoder(policy, |encoder| {
                 let encode = |(number, id, range): (u32, ChunkId, Range<usize>)| {
                     let before = frames.len();
                     let codec = append_frame(&mut frames, &buffer[range.clone()], encoder, dtype);
-                    let encoded_len = (frames.len() - before - podsnap_format::FRAME_HEADER_LEN) as u32;
-                    EncodedChunk { number, id, codec, raw_len: range.len() as u32, encoded_len }
+                    let encoded_len =
+                        (frames.len() - before - podsnap_format::FRAME_HEADER_LEN) as u32;
+                    EncodedChunk {
+                        number,
+                        id,
+                        codec,
+                        raw_len: range.len() as u32,
+                        encoded_len,
+                    }
                 };
                 chunks.into_iter().map(encode).collect()
             });
@@ -314,7 +381,8 @@ fn receive(receiver: &Receiver<Result<CutSegment>>) -> Result<CutSegment> {
 }
 
 fn worker_died() -> Error {
-    Error::new(crate::ErrorKind::Source, "a worker thread died").hint("this is a defect of podsnap: please report it")
+    Error::new(crate::ErrorKind::Source, "a worker thread died")
+        .hint("this is a defect of podsnap: please report it")
 }
 
 /// Runs `work` with this thread's encoder for `policy`; encoders own large tables and are kept.

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use podsnap_format::{
     Header, MAX_SEGMENT_EXTENTS, Role, Shape,
     manifest::{
-        AddressRange, Chunk, ChunkingParams, EncodedManifest, Extent, ManifestBuilder, PackInfo, SectionBuilder,
-        SectionInfo, Segment,
+        AddressRange, Chunk, ChunkingParams, EncodedManifest, Extent, ManifestBuilder, PackInfo,
+        SectionBuilder, SectionInfo, Segment,
     },
 };
 
@@ -72,8 +72,12 @@ impl<'a> Table<'a> {
         for stored in &packed.chunks {
             let known = &index.chunks[stored.number as usize];
             let (id, raw_len) = (known.id, known.raw_len);
-            chunks[stored.number as usize] =
-                Some(Chunk { id, raw_len, codec: stored.codec, location: stored.location });
+            chunks[stored.number as usize] = Some(Chunk {
+                id,
+                raw_len,
+                codec: stored.codec,
+                location: stored.location,
+            });
         }
         Self {
             index,
@@ -89,7 +93,9 @@ impl<'a> Table<'a> {
         if let Some(chunk) = &self.chunks[number as usize] {
             return chunk.clone();
         }
-        let base = self.index.chunks[number as usize].base.expect("a chunk is stored by this save or by its base");
+        let base = self.index.chunks[number as usize]
+            .base
+            .expect("a chunk is stored by this save or by its base");
         let mut chunk = self.index.base.chunks[base as usize].clone();
         let packs = &mut self.packs;
         let info = &self.index.base.packs[chunk.location.pack as usize];
@@ -106,19 +112,29 @@ impl<'a> Table<'a> {
     }
 
     fn segment(&mut self, extents: &[crate::base::PlacedExtent]) -> Segment {
-        let mut segment = Segment { chunks: Vec::new(), extents: Vec::with_capacity(extents.len()) };
+        let mut segment = Segment {
+            chunks: Vec::new(),
+            extents: Vec::with_capacity(extents.len()),
+        };
         let mut used = Vec::new();
         for extent in extents {
             segment.extents.push(match extent.content {
                 Content::Zero => Extent::Zero { len: extent.len },
-                Content::Chunk { chunk: number, start } => {
+                Content::Chunk {
+                    chunk: number,
+                    start,
+                } => {
                     if self.in_segment[number as usize] == NONE {
                         self.in_segment[number as usize] = segment.chunks.len() as u32;
                         used.push(number);
                         let chunk = self.chunk(number);
                         segment.chunks.push(chunk);
                     }
-                    Extent::Chunk { chunk: self.in_segment[number as usize], start, len: extent.len as u32 }
+                    Extent::Chunk {
+                        chunk: self.in_segment[number as usize],
+                        start,
+                        len: extent.len as u32,
+                    }
                 }
             });
         }

@@ -5,7 +5,7 @@
 
 mod reader;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use podsnap_format::{
@@ -42,6 +42,8 @@ pub struct Snapshot {
     pub(crate) object: String,
     version: Version,
     object_len: u64,
+    /// The object's last bytes and where they start, as they were read on opening: often they hold the extent maps too.
+    tail: (u64, Bytes),
     directory: Arc<Directory>,
     metadata: Arc<Metadata>,
 }
@@ -52,26 +54,42 @@ pub(crate) async fn read_tail(
     object: &str,
     max_trailer_len: u64,
 ) -> Result<(Footer, Bytes, ReadBytes)> {
-    let tail = backend.read(object, ReadRange::Suffix(TAIL_LEN), None).await?;
+    let tail = backend
+        .read(object, ReadRange::Suffix(TAIL_LEN), None)
+        .await?;
     if tail.bytes.len() < FOOTER_LEN {
-        return Err(Error::damaged(object, format!("{} bytes are too few for a footer", tail.bytes.len())));
+        return Err(Error::damaged(
+            object,
+            format!("{} bytes are too few for a footer", tail.bytes.len()),
+        ));
     }
-    let footer = Footer::parse(&tail.bytes[tail.bytes.len() - FOOTER_LEN..]).map_err(|e| Error::format(object, e))?;
+    let footer = Footer::parse(&tail.bytes[tail.bytes.len() - FOOTER_LEN..])
+        .map_err(|e| Error::format(object, e))?;
     if footer.total_len != tail.meta.len {
         return Err(Error::damaged(
             object,
-            format!("its footer says {} bytes, the object has {}", footer.total_len, tail.meta.len),
+            format!(
+                "its footer says {} bytes, the object has {}",
+                footer.total_len, tail.meta.len
+            ),
         ));
     }
     if footer.trailer_len > max_trailer_len {
-        return Err(Error::damaged(object, format!("a directory of {} bytes is refused", footer.trailer_len)));
+        return Err(Error::damaged(
+            object,
+            format!("a directory of {} bytes is refused", footer.trailer_len),
+        ));
     }
     let end = footer.trailer_offset + footer.trailer_len;
     let trailer = if footer.trailer_offset >= tail.offset {
-        tail.bytes.slice((footer.trailer_offset - tail.offset) as usize..(end - tail.offset) as usize)
+        tail.bytes
+            .slice((footer.trailer_offset - tail.offset) as usize..(end - tail.offset) as usize)
     } else {
         let range = ReadRange::Exact(footer.trailer_offset..end);
-        backend.read(object, range, Some(&tail.meta.version)).await?.bytes
+        backend
+            .read(object, range, Some(&tail.meta.version))
+            .await?
+            .bytes
     };
     Ok((footer, trailer, tail))
 }
@@ -80,42 +98,73 @@ impl Snapshot {
     /// Opens a snapshot of the store.
     pub(crate) async fn open(store: &Store, id: &SnapshotId) -> Result<Self> {
         let object = names::object(id, names::MANIFEST);
-        let opened = Self::open_object(store.backend().clone(), object, Kind::Manifest, store.key().cloned()).await;
+        let opened = Self::open_object(
+            store.backend().clone(),
+            object,
+            Kind::Manifest,
+            store.key().cloned(),
+        )
+        .await;
         let snapshot = opened.map_err(|e| match e.kind() {
-            ErrorKind::NotFound => Error::new(ErrorKind::NotFound, format!("there is no snapshot {id} in {}", store.url())),
+            ErrorKind::NotFound => Error::new(
+                ErrorKind::NotFound,
+                format!("there is no snapshot {id} in {}", store.url()),
+            ),
             _ => e,
         })?;
         if snapshot.id() != id {
-            return Err(Error::damaged(&snapshot.object, format!("it is the manifest of {}, not of {id}", snapshot.id())));
+            return Err(Error::damaged(
+                &snapshot.object,
+                format!("it is the manifest of {}, not of {id}", snapshot.id()),
+            ));
         }
         Ok(snapshot)
     }
 
     /// Opens an exported snapshot in a local file.
     pub async fn open_export(path: impl AsRef<std::path::Path>, key: Option<Key>) -> Result<Self> {
-        let path = std::path::absolute(path.as_ref()).map_err(|e| Error::source(path.as_ref().display(), e))?;
-        let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str())) else {
-            return Err(Error::invalid(format!("{} cannot be an export", path.display())));
+        let path = std::path::absolute(path.as_ref())
+            .map_err(|e| Error::source(path.as_ref().display(), e))?;
+        let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|n| n.to_str()))
+        else {
+            return Err(Error::invalid(format!(
+                "{} cannot be an export",
+                path.display()
+            )));
         };
         let backend = Arc::new(LocalBackend::new(dir, false)?);
         Self::open_object(backend, name.to_owned(), Kind::Export, key).await
     }
 
-    async fn open_object(backend: Arc<dyn Backend>, object: String, kind: Kind, key: Option<Key>) -> Result<Self> {
+    async fn open_object(
+        backend: Arc<dyn Backend>,
+        object: String,
+        kind: Kind,
+        key: Option<Key>,
+    ) -> Result<Self> {
         let (footer, trailer, tail) = read_tail(&*backend, &object, MAX_DIRECTORY_LEN).await?;
         if footer.kind != kind {
-            return Err(Error::damaged(&object, format!("it is a {:?}, not a {kind:?}", footer.kind)));
+            return Err(Error::damaged(
+                &object,
+                format!("it is a {:?}, not a {kind:?}", footer.kind),
+            ));
         }
-        let directory = Directory::parse(&footer, &trailer).map_err(|e| Error::format(&object, e))?;
+        let directory =
+            Directory::parse(&footer, &trailer).map_err(|e| Error::format(&object, e))?;
         check_key(&object, directory.header.key_check, key.as_ref())?;
-        let metadata = serde_json::from_str(&directory.metadata)
-            .map_err(|e| Error::damaged(&object, format!("its metadata is not what was expected: {e}")))?;
+        let metadata = serde_json::from_str(&directory.metadata).map_err(|e| {
+            Error::damaged(
+                &object,
+                format!("its metadata is not what was expected: {e}"),
+            )
+        })?;
         Ok(Self {
             backend,
             key,
             object,
             version: tail.meta.version,
             object_len: tail.meta.len,
+            tail: (tail.offset, tail.bytes),
             directory: Arc::new(directory),
             metadata: Arc::new(metadata),
         })
@@ -137,7 +186,10 @@ impl Snapshot {
         if found.eq_ignore_ascii_case(expected) {
             return Ok(());
         }
-        Err(Error::damaged(&self.object, format!("its digest is {found}, {expected} was demanded")))
+        Err(Error::damaged(
+            &self.object,
+            format!("its digest is {found}, {expected} was demanded"),
+        ))
     }
 
     /// Everything the manifest's directory says.
@@ -167,12 +219,22 @@ impl Snapshot {
 
     /// Number of the section of that role and name.
     pub fn find_section(&self, role: Role, name: &str) -> Result<usize> {
-        self.sections().iter().position(|s| s.role == role && s.name == name).ok_or_else(|| {
-            let all: Vec<_> = self.sections().iter().map(SectionInfo::title).collect();
-            let wanted = if name.is_empty() { role.to_string() } else { format!("{role}:{name}") };
-            Error::new(ErrorKind::NotFound, format!("{} has no section {wanted}", self.id()))
+        self.sections()
+            .iter()
+            .position(|s| s.role == role && s.name == name)
+            .ok_or_else(|| {
+                let all: Vec<_> = self.sections().iter().map(SectionInfo::title).collect();
+                let wanted = if name.is_empty() {
+                    role.to_string()
+                } else {
+                    format!("{role}:{name}")
+                };
+                Error::new(
+                    ErrorKind::NotFound,
+                    format!("{} has no section {wanted}", self.id()),
+                )
                 .hint(format!("it has {}", all.join(", ")))
-        })
+            })
     }
 
     /// Random access to a section.
@@ -182,7 +244,11 @@ impl Snapshot {
 
     /// The object that holds a pack's frames.
     pub(crate) fn pack_object(&self, pack: &PackInfo) -> String {
-        if pack.name.is_empty() { self.object.clone() } else { names::object(&pack.snapshot, &pack.name) }
+        if pack.name.is_empty() {
+            self.object.clone()
+        } else {
+            names::object(&pack.snapshot, &pack.name)
+        }
     }
 
     /// The version to read a pack at, if the store gave one.
@@ -197,9 +263,10 @@ impl Snapshot {
     /// One segment of a section's extent map.
     pub(crate) async fn load_segment(&self, section: usize, segment: usize) -> Result<Segment> {
         let info = &self.sections()[section].segments[segment];
-        let range = info.object_offset..info.object_offset + info.object_len;
-        let read = self.backend.read(&self.object, ReadRange::Exact(range), Some(&self.version)).await?;
-        self.parse_segment(section, segment, &read.bytes)
+        let bytes = self
+            .read_object(info.object_offset..info.object_offset + info.object_len)
+            .await?;
+        self.parse_segment(section, segment, &bytes)
     }
 
     /// All segments of a section's extent map, in a few large reads.
@@ -218,14 +285,30 @@ impl Snapshot {
                 end = info.object_offset + info.object_len;
                 count += 1;
             }
-            let read = self.backend.read(&self.object, ReadRange::Exact(start..end), Some(&self.version)).await?;
+            let read = self.read_object(start..end).await?;
             for number in first..first + count {
                 let info = &infos[number];
-                let bytes = &read.bytes[(info.object_offset - start) as usize..][..info.object_len as usize];
+                let bytes =
+                    &read[(info.object_offset - start) as usize..][..info.object_len as usize];
                 segments.push(self.parse_segment(section, number, bytes)?);
             }
         }
         Ok(segments)
+    }
+
+    /// Bytes of the manifest or export, without a read if opening it has read them already.
+    async fn read_object(&self, range: Range<u64>) -> Result<Bytes> {
+        let (tail_start, tail) = &self.tail;
+        if range.start >= *tail_start {
+            return Ok(
+                tail.slice((range.start - tail_start) as usize..(range.end - tail_start) as usize)
+            );
+        }
+        Ok(self
+            .backend
+            .read(&self.object, ReadRange::Exact(range), Some(&self.version))
+            .await?
+            .bytes)
     }
 
     fn parse_segment(&self, section: usize, segment: usize, bytes: &[u8]) -> Result<Segment> {
@@ -250,5 +333,6 @@ fn check_key(object: &str, wanted: Option<[u8; 16]>, key: Option<&Key>) -> Resul
         (Some(_), None) => "was written with a key, and none was given",
         (None, Some(_)) => "was written without a key, and one was given",
     };
-    Err(Error::invalid(format!("{object} {problem}")).hint("open the store with the key it was written with"))
+    Err(Error::invalid(format!("{object} {problem}"))
+        .hint("open the store with the key it was written with"))
 }

@@ -30,7 +30,11 @@ pub struct SectionReader {
 
 impl SectionReader {
     pub(super) fn new(snapshot: Snapshot, section: usize) -> Self {
-        Self { snapshot, section, map: Mutex::new(None) }
+        Self {
+            snapshot,
+            section,
+            map: Mutex::new(None),
+        }
     }
 
     /// Length of the section in bytes.
@@ -45,10 +49,17 @@ impl SectionReader {
 
     /// Fills `buf` from `offset` of the section.
     pub async fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let end = offset.checked_add(buf.len() as u64).filter(|end| *end <= self.len()).ok_or_else(|| {
-            let label = self.snapshot.sections()[self.section].title();
-            Error::invalid(format!("{} bytes at {offset} are outside of {label}, which has {}", buf.len(), self.len()))
-        })?;
+        let end = offset
+            .checked_add(buf.len() as u64)
+            .filter(|end| *end <= self.len())
+            .ok_or_else(|| {
+                let label = self.snapshot.sections()[self.section].title();
+                Error::invalid(format!(
+                    "{} bytes at {offset} are outside of {label}, which has {}",
+                    buf.len(),
+                    self.len()
+                ))
+            })?;
         let mut at = offset;
         let mut decoder = Decoder::new();
         while at < end {
@@ -96,10 +107,20 @@ impl SectionReader {
         let start = chunk.location.offset;
         let end = start + FRAME_HEADER_LEN as u64 + u64::from(chunk.location.encoded_len);
         let version = self.snapshot.pack_version(pack);
-        let read = self.snapshot.backend.read(&object, ReadRange::Exact(start..end), version.as_ref()).await?;
+        let read = self
+            .snapshot
+            .backend
+            .read(&object, ReadRange::Exact(start..end), version.as_ref())
+            .await?;
         let mut raw = Vec::new();
-        frames::decode_checked(&read.bytes, chunk, self.snapshot.key.as_ref(), decoder, &mut raw)
-            .map_err(|why| Error::damaged(frames::place(&object, start), why))?;
+        frames::decode_checked(
+            &read.bytes,
+            chunk,
+            self.snapshot.key.as_ref(),
+            decoder,
+            &mut raw,
+        )
+        .map_err(|why| Error::damaged(frames::place(&object, start), why))?;
         Ok(raw)
     }
 }

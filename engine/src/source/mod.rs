@@ -67,14 +67,23 @@ impl Input {
     pub fn file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(|e| Error::source(path.display(), e))?;
-        let stat = file.metadata().map_err(|e| Error::source(path.display(), e))?;
+        let stat = file
+            .metadata()
+            .map_err(|e| Error::source(path.display(), e))?;
         if stat.is_file() {
-            Ok(Self::Source(Arc::new(FileSource { file, path: path.to_owned(), stat })))
+            Ok(Self::Source(Arc::new(FileSource {
+                file,
+                path: path.to_owned(),
+                stat,
+            })))
         } else if stat.is_dir() {
             Err(Error::invalid(format!("{} is a directory", path.display()))
                 .hint("directories are saved as trees, under the roles rootfs and tmpfs"))
         } else {
-            Ok(Self::Stream(Box::new(BlobStream(file)), path.display().to_string()))
+            Ok(Self::Stream(
+                Box::new(BlobStream(file)),
+                path.display().to_string(),
+            ))
         }
     }
 
@@ -93,8 +102,11 @@ struct FileSource {
 
 impl FileSource {
     fn changed(&self) -> Error {
-        Error::new(ErrorKind::Source, format!("{} changed while it was read", self.path.display()))
-            .hint("save it again once nothing writes to it")
+        Error::new(
+            ErrorKind::Source,
+            format!("{} changed while it was read", self.path.display()),
+        )
+        .hint("save it again once nothing writes to it")
     }
 }
 
@@ -104,15 +116,24 @@ impl Source for FileSource {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.file.read_exact_at(buf, offset).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => self.changed(),
-            _ => Error::source(self.path.display(), e),
-        })
+        self.file
+            .read_exact_at(buf, offset)
+            .map_err(|e| match e.kind() {
+                io::ErrorKind::UnexpectedEof => self.changed(),
+                _ => Error::source(self.path.display(), e),
+            })
     }
 
     fn check_unchanged(&self) -> Result<()> {
-        let now = self.file.metadata().map_err(|e| Error::source(self.path.display(), e))?;
+        let now = self
+            .file
+            .metadata()
+            .map_err(|e| Error::source(self.path.display(), e))?;
         let key = |stat: &Metadata| (stat.len(), stat.mtime(), stat.mtime_nsec());
-        if key(&now) == key(&self.stat) { Ok(()) } else { Err(self.changed()) }
+        if key(&now) == key(&self.stat) {
+            Ok(())
+        } else {
+            Err(self.changed())
+        }
     }
 }

@@ -28,16 +28,28 @@ impl ProcessMemory {
         };
         let maps = read("maps")?;
         let mem = File::open(format!("/proc/{pid}/mem")).map_err(|e| {
-            Error::source(format!("the memory of process {pid}"), e).hint("reading it needs the right to trace the process")
+            Error::source(format!("the memory of process {pid}"), e)
+                .hint("reading it needs the right to trace the process")
         })?;
         let mut ranges = Vec::new();
         let mut len = 0;
         for line in maps.lines() {
-            let Some(range) = private_writable(line) else { continue };
-            ranges.push(AddressRange { start: range.start, length: range.end - range.start, section_offset: len });
+            let Some(range) = private_writable(line) else {
+                continue;
+            };
+            ranges.push(AddressRange {
+                start: range.start,
+                length: range.end - range.start,
+                section_offset: len,
+            });
             len += range.end - range.start;
         }
-        let this = Self { pid, mem, ranges, len };
+        let this = Self {
+            pid,
+            mem,
+            ranges,
+            len,
+        };
         this.check_unchanged()?;
         Ok(this)
     }
@@ -65,16 +77,27 @@ impl Source for ProcessMemory {
     }
 
     fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<()> {
-        let mut index = self.ranges.partition_point(|r| r.section_offset + r.length <= offset);
+        let mut index = self
+            .ranges
+            .partition_point(|r| r.section_offset + r.length <= offset);
         while !buf.is_empty() {
             let Some(range) = self.ranges.get(index) else {
                 return Err(Error::invalid("read behind the end of a process's memory"));
             };
             let inside = offset - range.section_offset;
             let (now, rest) = buf.split_at_mut(buf.len().min((range.length - inside) as usize));
-            self.mem.read_exact_at(now, range.start + inside).map_err(|e| {
-                Error::source(format!("the memory of process {} at {:#x}", self.pid, range.start + inside), e)
-            })?;
+            self.mem
+                .read_exact_at(now, range.start + inside)
+                .map_err(|e| {
+                    Error::source(
+                        format!(
+                            "the memory of process {} at {:#x}",
+                            self.pid,
+                            range.start + inside
+                        ),
+                        e,
+                    )
+                })?;
             offset += now.len() as u64;
             buf = rest;
             index += 1;
@@ -86,10 +109,16 @@ impl Source for ProcessMemory {
         let path = format!("/proc/{}/stat", self.pid);
         let stat = fs::read_to_string(&path).map_err(|e| Error::source(path, e))?;
         // The command name may hold anything, the state is the field behind its closing parenthesis.
-        match stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()) {
+        match stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.chars().next())
+        {
             Some('T' | 't') => Ok(()),
-            _ => Err(Error::new(ErrorKind::Source, format!("process {} is not stopped", self.pid))
-                .hint("stop it while it is saved: kill -STOP PID, and kill -CONT PID afterwards")),
+            _ => Err(Error::new(
+                ErrorKind::Source,
+                format!("process {} is not stopped", self.pid),
+            )
+            .hint("stop it while it is saved: kill -STOP PID, and kill -CONT PID afterwards")),
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
+    ops::Range,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -17,7 +18,10 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, RenameFlags, flock};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{Backend, Condition, ObjectMeta, ObjectWriter, ReadBytes, ReadRange, Version, not_found, precondition};
+use super::{
+    Backend, Condition, ObjectMeta, ObjectWriter, ReadBytes, ReadRange, Version, not_found,
+    precondition,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes after which a writer asks the kernel to begin writing out, so that the final sync has little left to wait for.
@@ -37,7 +41,10 @@ impl LocalBackend {
         if root.as_os_str().is_empty() {
             return Err(Error::invalid("the store's path is empty"));
         }
-        Ok(Self { root: root.into(), sync })
+        Ok(Self {
+            root: root.into(),
+            sync,
+        })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -50,7 +57,9 @@ impl LocalBackend {
         work: impl FnOnce(&Self, &Path) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
         let (this, path) = (self.clone(), self.path(name));
-        let result = spawn_blocking(move || work(&this, &path)).await.expect("file-system calls do not panic");
+        let result = spawn_blocking(move || work(&this, &path))
+            .await
+            .expect("file-system calls do not panic");
         result.map_err(|e| convert(name, &self.path(name), e))
     }
 }
@@ -60,9 +69,11 @@ fn convert(name: &str, path: &Path, err: io::Error) -> Error {
     match err.kind() {
         io::ErrorKind::NotFound => not_found(name),
         io::ErrorKind::AlreadyExists => precondition(name),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            Error::new(ErrorKind::Forbidden, format!("the store refuses access to {path}")).because(err)
-        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Error::new(
+            ErrorKind::Forbidden,
+            format!("the store refuses access to {path}"),
+        )
+        .because(err),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             Error::new(ErrorKind::Store, format!("the store is full at {path}"))
                 .because(err)
@@ -73,10 +84,31 @@ fn convert(name: &str, path: &Path, err: io::Error) -> Error {
     }
 }
 
+/// Reads into memory that was not cleared first: clearing it costs as much as the read.
+fn read_exact_at(file: &File, range: Range<u64>) -> io::Result<Vec<u8>> {
+    let len = (range.end - range.start) as usize;
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let at = range.start + bytes.len() as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    // The allocator may have given more room than was asked for, and the read have filled it.
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
 fn meta_of(name: &str, stat: &fs::Metadata) -> ObjectMeta {
     // Inode and times change with every replacement by rename; that is what a version must do.
     let version = format!("{}-{}.{:09}", stat.ino(), stat.mtime(), stat.mtime_nsec());
-    ObjectMeta { name: name.to_owned(), len: stat.len(), version: Version(version) }
+    ObjectMeta {
+        name: name.to_owned(),
+        len: stat.len(),
+        version: Version(version),
+    }
 }
 
 /// Makes the directory of `path` if it is missing.
@@ -97,7 +129,11 @@ const TEMPORARY: &str = ".tmp-";
 fn sweep(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if !entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+        if !entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(TEMPORARY.as_bytes())
+        {
             continue;
         }
         if let Ok(file) = File::open(entry.path())
@@ -111,7 +147,13 @@ fn sweep(dir: &Path) -> io::Result<()> {
 }
 
 impl LocalBackend {
-    fn put_blocking(&self, name: &str, path: &Path, bytes: &[u8], condition: &Condition) -> io::Result<ObjectMeta> {
+    fn put_blocking(
+        &self,
+        name: &str,
+        path: &Path,
+        bytes: &[u8],
+        condition: &Condition,
+    ) -> io::Result<ObjectMeta> {
         let parent = make_parent(path)?;
         // Writers of one directory take turns, so that comparing a version and replacing it are one step.
         let dir = File::open(parent)?;
@@ -128,7 +170,10 @@ impl LocalBackend {
         };
         let temporary = parent.join(format!("{TEMPORARY}{}", uuid::Uuid::new_v4().simple()));
         let written = (|| {
-            let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(&temporary)?;
             flock(&file, FlockOperation::LockExclusive)?;
             file.write_all(bytes)?;
             if self.sync {
@@ -173,7 +218,12 @@ impl LocalBackend {
 
 #[async_trait]
 impl Backend for LocalBackend {
-    async fn read(&self, name: &str, range: ReadRange, _version: Option<&Version>) -> Result<ReadBytes> {
+    async fn read(
+        &self,
+        name: &str,
+        range: ReadRange,
+        _version: Option<&Version>,
+    ) -> Result<ReadBytes> {
         let own_name = name.to_owned();
         self.blocking(name, move |_, path| {
             let file = File::open(path)?;
@@ -183,24 +233,36 @@ impl Backend for LocalBackend {
                 ReadRange::Suffix(len) => meta.len.saturating_sub(len)..meta.len,
             };
             if range.end > meta.len {
-                let why = format!("it ends at {}, bytes {} to {} are missing", meta.len, meta.len, range.end);
+                let why = format!(
+                    "it ends at {}, bytes {} to {} are missing",
+                    meta.len, meta.len, range.end
+                );
                 return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
-            let mut bytes = vec![0; (range.end - range.start) as usize];
-            file.read_exact_at(&mut bytes, range.start)?;
-            Ok(ReadBytes { bytes: bytes.into(), offset: range.start, meta })
+            let bytes = read_exact_at(&file, range.clone())?;
+            Ok(ReadBytes {
+                bytes: bytes.into(),
+                offset: range.start,
+                meta,
+            })
         })
         .await
     }
 
     async fn head(&self, name: &str) -> Result<ObjectMeta> {
         let own_name = name.to_owned();
-        self.blocking(name, move |_, path| Ok(meta_of(&own_name, &fs::metadata(path)?))).await
+        self.blocking(name, move |_, path| {
+            Ok(meta_of(&own_name, &fs::metadata(path)?))
+        })
+        .await
     }
 
     async fn put(&self, name: &str, bytes: Bytes, condition: Condition) -> Result<ObjectMeta> {
         let own_name = name.to_owned();
-        self.blocking(name, move |this, path| this.put_blocking(&own_name, path, &bytes, &condition)).await
+        self.blocking(name, move |this, path| {
+            this.put_blocking(&own_name, path, &bytes, &condition)
+        })
+        .await
     }
 
     async fn create(&self, name: &str) -> Result<Box<dyn ObjectWriter>> {
@@ -300,7 +362,10 @@ impl ObjectWriter for LocalWriter {
             .await
             .expect("file-system calls do not panic")
             .map_err(|e| convert(&self.name, &self.path, e))?;
-        if self.sync && self.len - self.synced >= SYNC_EVERY && self.syncing.as_ref().is_none_or(|t| t.is_finished()) {
+        if self.sync
+            && self.len - self.synced >= SYNC_EVERY
+            && self.syncing.as_ref().is_none_or(|t| t.is_finished())
+        {
             self.settle().await?;
             self.synced = self.len;
             let file = self.file.clone();
@@ -311,7 +376,12 @@ impl ObjectWriter for LocalWriter {
 
     async fn finish(mut self: Box<Self>) -> Result<ObjectMeta> {
         self.settle().await?;
-        let (file, sync, path, name) = (self.file.clone(), self.sync, self.path.clone(), self.name.clone());
+        let (file, sync, path, name) = (
+            self.file.clone(),
+            self.sync,
+            self.path.clone(),
+            self.name.clone(),
+        );
         spawn_blocking(move || {
             if sync {
                 file.sync_all()?;

@@ -65,7 +65,12 @@ pub struct ReadBytes {
 #[async_trait]
 pub trait Backend: fmt::Debug + Send + Sync {
     /// Reads a range, of `version` where one is given and the store keeps versions.
-    async fn read(&self, name: &str, range: ReadRange, version: Option<&Version>) -> Result<ReadBytes>;
+    async fn read(
+        &self,
+        name: &str,
+        range: ReadRange,
+        version: Option<&Version>,
+    ) -> Result<ReadBytes>;
 
     /// Length and version of an object.
     async fn head(&self, name: &str) -> Result<ObjectMeta>;
@@ -125,9 +130,11 @@ pub(crate) fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Backend>>
     };
     match scheme {
         "file" => {
-            let parsed = url::Url::parse(url).map_err(|e| Error::invalid(format!("bad store URL {url}")).because(e))?;
+            let parsed = url::Url::parse(url)
+                .map_err(|e| Error::invalid(format!("bad store URL {url}")).because(e))?;
             let path = parsed.to_file_path().map_err(|()| {
-                Error::invalid(format!("{url} names no local path")).hint("write file:///absolute/path, or just the path")
+                Error::invalid(format!("{url} names no local path"))
+                    .hint("write file:///absolute/path, or just the path")
             })?;
             Ok(Arc::new(LocalBackend::new(path, options.sync)?))
         }
@@ -138,10 +145,16 @@ pub(crate) fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Backend>>
 
 /// The error for an object that is not there.
 pub(crate) fn not_found(name: &str) -> Error {
-    Error::new(ErrorKind::NotFound, format!("{name} does not exist in the store"))
+    Error::new(
+        ErrorKind::NotFound,
+        format!("{name} does not exist in the store"),
+    )
 }
 
 /// The error for a condition that does not hold.
 pub(crate) fn precondition(name: &str) -> Error {
-    Error::new(ErrorKind::Conflict, format!("{name} exists already or was changed by somebody else"))
+    Error::new(
+        ErrorKind::Conflict,
+        format!("{name} exists already or was changed by somebody else"),
+    )
 }

@@ -12,11 +12,14 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use object_store::{
-    Error as OsError, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
-    PutPayload, UpdateVersion, memory::InMemory, path::Path,
+    Error as OsError, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode,
+    PutOptions, PutPayload, UpdateVersion, memory::InMemory, path::Path,
 };
 
-use super::{Backend, Condition, ObjectMeta, ObjectWriter, ReadBytes, ReadRange, Version, not_found, precondition};
+use super::{
+    Backend, Condition, ObjectMeta, ObjectWriter, ReadBytes, ReadRange, Version, not_found,
+    precondition,
+};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Part length of a multipart upload, in bytes.
@@ -33,13 +36,16 @@ pub struct RemoteBackend {
 impl RemoteBackend {
     /// Opens `url`, with credentials and endpoints from the environment as `object_store` documents them.
     pub fn open(url: &str) -> Result<Self> {
-        let parsed =
-            url::Url::parse(url).map_err(|e| Error::invalid(format!("bad store URL {url}")).because(e))?;
+        let parsed = url::Url::parse(url)
+            .map_err(|e| Error::invalid(format!("bad store URL {url}")).because(e))?;
         let options = std::env::vars().filter(|(k, _)| {
-            ["GOOGLE_", "AWS_", "AZURE_"].iter().any(|p| k.starts_with(p))
+            ["GOOGLE_", "AWS_", "AZURE_"]
+                .iter()
+                .any(|p| k.starts_with(p))
         });
-        let (store, prefix) = object_store::parse_url_opts(&parsed, options.map(|(k, v)| (k.to_lowercase(), v)))
-            .map_err(|e| Error::invalid(format!("cannot open {url}")).because(e))?;
+        let (store, prefix) =
+            object_store::parse_url_opts(&parsed, options.map(|(k, v)| (k.to_lowercase(), v)))
+                .map_err(|e| Error::invalid(format!("cannot open {url}")).because(e))?;
         Ok(Self {
             store: store.into(),
             prefix,
@@ -51,7 +57,10 @@ impl RemoteBackend {
     /// The process-wide store in memory of that name.
     pub fn memory(name: &str) -> Self {
         static STORES: OnceLock<Mutex<HashMap<String, Arc<InMemory>>>> = OnceLock::new();
-        let mut stores = STORES.get_or_init(Mutex::default).lock().expect("no panic while held");
+        let mut stores = STORES
+            .get_or_init(Mutex::default)
+            .lock()
+            .expect("no panic while held");
         Self {
             store: stores.entry(name.to_owned()).or_default().clone(),
             prefix: Path::default(),
@@ -60,7 +69,10 @@ impl RemoteBackend {
     }
 
     fn path(&self, name: &str) -> Path {
-        self.prefix.parts().chain(Path::from(name).parts()).collect()
+        self.prefix
+            .parts()
+            .chain(Path::from(name).parts())
+            .collect()
     }
 
     fn meta(&self, name: &str, meta: object_store::ObjectMeta) -> ObjectMeta {
@@ -95,21 +107,29 @@ fn convert(name: &str, err: OsError) -> Error {
     match err {
         OsError::NotFound { .. } => not_found(name),
         OsError::AlreadyExists { .. } | OsError::Precondition { .. } => precondition(name),
-        OsError::PermissionDenied { .. } | OsError::Unauthenticated { .. } => {
-            Error::new(ErrorKind::Forbidden, format!("the store refuses access to {name}"))
-                .because(err)
-                .hint("check the credentials and their permissions on the store's path")
-        }
-        OsError::NotImplemented { .. } | OsError::NotSupported { .. } => {
-            Error::new(ErrorKind::Unsupported, format!("this store cannot do what {name} needs")).because(err)
-        }
+        OsError::PermissionDenied { .. } | OsError::Unauthenticated { .. } => Error::new(
+            ErrorKind::Forbidden,
+            format!("the store refuses access to {name}"),
+        )
+        .because(err)
+        .hint("check the credentials and their permissions on the store's path"),
+        OsError::NotImplemented { .. } | OsError::NotSupported { .. } => Error::new(
+            ErrorKind::Unsupported,
+            format!("this store cannot do what {name} needs"),
+        )
+        .because(err),
         err => Error::new(ErrorKind::Store, format!("the store failed at {name}")).because(err),
     }
 }
 
 #[async_trait]
 impl Backend for RemoteBackend {
-    async fn read(&self, name: &str, range: ReadRange, version: Option<&Version>) -> Result<ReadBytes> {
+    async fn read(
+        &self,
+        name: &str,
+        range: ReadRange,
+        version: Option<&Version>,
+    ) -> Result<ReadBytes> {
         let options = GetOptions {
             if_match: version.and_then(|v| update_version(v).e_tag),
             version: version.and_then(|v| update_version(v).version),
@@ -119,7 +139,11 @@ impl Backend for RemoteBackend {
             }),
             ..GetOptions::default()
         };
-        let got = self.store.get_opts(&self.path(name), options).await.map_err(|e| convert(name, e))?;
+        let got = self
+            .store
+            .get_opts(&self.path(name), options)
+            .await
+            .map_err(|e| convert(name, e))?;
         let (offset, meta) = (got.range.start, self.meta(name, got.meta.clone()));
         let wanted = match &range {
             ReadRange::Exact(range) => range.end - range.start,
@@ -129,18 +153,32 @@ impl Backend for RemoteBackend {
         if got.range.end.saturating_sub(got.range.start) != wanted {
             return Err(Error::damaged(
                 name,
-                format!("{wanted} bytes at {range:?} were asked for, the store has {:?} of {}", got.range, meta.len),
+                format!(
+                    "{wanted} bytes at {range:?} were asked for, the store has {:?} of {}",
+                    got.range, meta.len
+                ),
             ));
         }
         let bytes = got.bytes().await.map_err(|e| convert(name, e))?;
         if bytes.len() as u64 != wanted {
-            return Err(Error::new(ErrorKind::Store, format!("{name}: the store sent {} of {wanted} bytes", bytes.len())));
+            return Err(Error::new(
+                ErrorKind::Store,
+                format!("{name}: the store sent {} of {wanted} bytes", bytes.len()),
+            ));
         }
-        Ok(ReadBytes { bytes, offset, meta })
+        Ok(ReadBytes {
+            bytes,
+            offset,
+            meta,
+        })
     }
 
     async fn head(&self, name: &str) -> Result<ObjectMeta> {
-        let meta = self.store.head(&self.path(name)).await.map_err(|e| convert(name, e))?;
+        let meta = self
+            .store
+            .head(&self.path(name))
+            .await
+            .map_err(|e| convert(name, e))?;
         Ok(self.meta(name, meta))
     }
 
@@ -150,19 +188,31 @@ impl Backend for RemoteBackend {
             Condition::Matches(version) => PutMode::Update(update_version(version)),
         };
         let len = bytes.len() as u64;
-        let options = PutOptions { mode, ..PutOptions::default() };
+        let options = PutOptions {
+            mode,
+            ..PutOptions::default()
+        };
         let put = self
             .store
             .put_opts(&self.path(name), PutPayload::from_bytes(bytes), options)
             .await
             .map_err(|e| convert(name, e))?;
-        Ok(ObjectMeta { name: name.to_owned(), len, version: version(put.e_tag, put.version) })
+        Ok(ObjectMeta {
+            name: name.to_owned(),
+            len,
+            version: version(put.e_tag, put.version),
+        })
     }
 
     async fn create(&self, name: &str) -> Result<Box<dyn ObjectWriter>> {
         let path = self.path(name);
         let upload = if self.multipart {
-            Some(self.store.put_multipart(&path).await.map_err(|e| convert(name, e))?)
+            Some(
+                self.store
+                    .put_multipart(&path)
+                    .await
+                    .map_err(|e| convert(name, e))?,
+            )
         } else {
             None
         };
@@ -185,13 +235,21 @@ impl Backend for RemoteBackend {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
-        let path = if prefix.is_empty() { self.prefix.clone() } else { self.path(prefix) };
+        let path = if prefix.is_empty() {
+            self.prefix.clone()
+        } else {
+            self.path(prefix)
+        };
         let skip = match self.prefix.as_ref().len() {
             0 => 0,
             len => len + 1,
         };
-        let found: Vec<_> =
-            self.store.list(Some(&path)).try_collect().await.map_err(|e| convert(prefix, e))?;
+        let found: Vec<_> = self
+            .store
+            .list(Some(&path))
+            .try_collect()
+            .await
+            .map_err(|e| convert(prefix, e))?;
         Ok(found
             .into_iter()
             .map(|meta| self.meta(&meta.location.as_ref()[skip..].to_owned(), meta))
@@ -228,7 +286,10 @@ impl ObjectWriter for RemoteWriter {
         if let Some(upload) = &mut self.upload {
             while self.buffer.len() >= PART_LEN {
                 let part = self.buffer.split_to(PART_LEN).freeze();
-                upload.put_part(part.into()).await.map_err(|e| convert(&self.name, e))?;
+                upload
+                    .put_part(part.into())
+                    .await
+                    .map_err(|e| convert(&self.name, e))?;
             }
         }
         Ok(())
@@ -253,12 +314,19 @@ impl ObjectWriter for RemoteWriter {
                 }
             }
             None => {
-                let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+                let options = PutOptions {
+                    mode: PutMode::Create,
+                    ..PutOptions::default()
+                };
                 self.store.put_opts(&self.path, rest.into(), options).await
             }
         };
         let put = put.map_err(|e| convert(&self.name, e))?;
-        Ok(ObjectMeta { name: self.name, len: self.len, version: version(put.e_tag, put.version) })
+        Ok(ObjectMeta {
+            name: self.name,
+            len: self.len,
+            version: version(put.e_tag, put.version),
+        })
     }
 
     async fn abort(mut self: Box<Self>) -> Result<()> {
