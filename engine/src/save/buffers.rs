@@ -1,4 +1,6 @@
-//! A fixed number of buffers for segments: what bounds a save's memory and holds back its source.
+//! A fixed number of buffers: what bounds a save's memory and holds back its source.
+//!
+//! Buffers are used again and again, so that the kernel has to find and clear their pages once only.
 
 use std::ops::{Deref, DerefMut};
 
@@ -20,15 +22,10 @@ impl BufferPool {
         Self { free, back }
     }
 
-    /// A buffer of `len` bytes of any content, waiting until one is free.
-    pub(super) fn take(&self, len: usize) -> Buffer {
-        let mut bytes = self.free.recv().expect("the pool keeps a sender");
-        if bytes.len() < len {
-            bytes.resize(len, 0);
-        }
+    /// A buffer with what its last user left in it, waiting until one is free.
+    pub(super) fn take(&self) -> Buffer {
         Buffer {
-            bytes,
-            len,
+            bytes: self.free.recv().expect("the pool keeps a sender"),
             back: self.back.clone(),
         }
     }
@@ -37,28 +34,26 @@ impl BufferPool {
 /// A buffer of the pool.
 pub(super) struct Buffer {
     bytes: Vec<u8>,
-    len: usize,
     back: Sender<Vec<u8>>,
 }
 
-impl Buffer {
-    /// Shortens what is seen of the buffer to its first `len` bytes.
-    pub(super) fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-    }
-}
-
 impl Deref for Buffer {
-    type Target = [u8];
+    type Target = Vec<u8>;
 
-    fn deref(&self) -> &[u8] {
-        &self.bytes[..self.len]
+    fn deref(&self) -> &Vec<u8> {
+        &self.bytes
     }
 }
 
 impl DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[..self.len]
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

@@ -38,7 +38,7 @@ impl SnapshotWriter {
             });
         let batch = EncodedBatch {
             chunks: encoded.collect(),
-            frames: copied.bytes,
+            frames: copied.bytes.into(),
         };
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let _ = sender.send(batch);

@@ -2,9 +2,12 @@
 //!
 //! Runs on any thread, for many segments at once, and knows nothing of what the save has stored so far. Where the base
 //! has the section, the next cut is guessed from it: if the bytes of the guessed length hash to the base's id, the cut is
-//! proven and the chunker never runs.
+//! proven and the chunker never runs. The same is done with what followed a chunk earlier in this save.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use podsnap_format::{ChunkId, Key};
 
@@ -47,6 +50,28 @@ pub(super) struct Cutter {
     pub(super) base_section: Option<usize>,
     /// The section's source, where it can be read again.
     pub(super) source: Option<Arc<dyn Source>>,
+    pub(super) successors: Arc<Successors>,
+}
+
+/// Which chunk was seen to follow which, in this save: the second copy of a duplicate is cut like the first without running the
+/// chunker. Only a guess is taken from here, and only guesses that hash to what they should be are used, so it does
+/// not matter which of the threads got here first.
+#[derive(Default)]
+pub(super) struct Successors(Mutex<HashMap<[u8; 8], ([u8; 8], u32)>>);
+
+impl Successors {
+    fn record(&self, previous: &ChunkId, next: &ChunkId, len: usize) {
+        let mut known = self.0.lock().expect("no panic while held");
+        known.insert(previous.prefix(), (next.prefix(), len as u32));
+    }
+
+    /// The start of the id, and the length in bytes, of the chunk that followed `previous`.
+    fn after(&self, previous: &ChunkId) -> Option<([u8; 8], usize)> {
+        let known = self.0.lock().expect("no panic while held");
+        known
+            .get(&previous.prefix())
+            .map(|(prefix, len)| (*prefix, *len as usize))
+    }
 }
 
 /// Where in the base the next bytes are expected.
@@ -72,12 +97,13 @@ impl Cutter {
             }
             let mut at = run.start;
             let mut cursor = self.expect_at(offset + at as u64);
+            let mut previous = None;
             while at < run.end {
                 let rest = &bytes[at..run.end];
                 let here = offset + at as u64;
                 let (len, kind, next) = match self.predicted(rest, here, cursor, &mut proofs) {
                     Some((len, kind, next)) => (len, kind, Some(next)),
-                    None => self.chunked(rest, here, cursor),
+                    None => self.chunked(rest, here, cursor, previous),
                 };
                 pieces.push(Piece {
                     start: at,
@@ -86,6 +112,15 @@ impl Cutter {
                 });
                 cursor = next;
                 at += len;
+                previous = match kind {
+                    PieceKind::Chunk(id) => {
+                        if let Some(previous) = previous {
+                            self.successors.record(&previous, &id, len);
+                        }
+                        Some(id)
+                    }
+                    _ => None,
+                };
             }
         }
         pieces
@@ -145,15 +180,29 @@ impl Cutter {
         (bytes[start as usize..][..len] == rest[..len]).then_some((len, kind, next))
     }
 
-    /// The next piece by the chunker, and where in the base to go on.
+    /// The next piece by what followed `previous` before or else by the chunker, and where in the base to go on.
     fn chunked(
         &self,
         rest: &[u8],
         here: u64,
         cursor: Option<Cursor>,
+        previous: Option<ChunkId>,
     ) -> (usize, PieceKind, Option<Cursor>) {
-        let len = self.chunker.cut(rest, here);
-        let id = ChunkId::of(&rest[..len], self.key.as_ref());
+        let hash = |len: usize| ChunkId::of(&rest[..len], self.key.as_ref());
+        let followed = previous.and_then(|previous| self.successors.after(&previous));
+        let guessed = followed
+            .filter(|(_, len)| *len <= rest.len())
+            .map(|(prefix, len)| (len, hash(len), prefix));
+        let (len, id) = match guessed {
+            Some((len, id, prefix)) if id.prefix() == prefix => (len, id),
+            guessed => {
+                let len = self.chunker.cut(rest, here);
+                match guessed {
+                    Some((hashed, id, _)) if hashed == len => (len, id),
+                    _ => (len, hash(len)),
+                }
+            }
+        };
         let next = match self
             .base
             .find(&id)

@@ -27,11 +27,10 @@ use podsnap_format::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    buffers::BufferPool,
-    cut::Cutter,
+    cut::{Cutter, Successors},
     index::{SaveIndex, SavedSection},
     packer::{Packed, PackerQueue},
-    pipeline::Pipeline,
+    pipeline::{Buffers, Pipeline},
     seal::SectionShape,
 };
 use crate::{
@@ -163,7 +162,8 @@ struct Work {
     lease: Lease,
     index: SaveIndex,
     packer: PackerQueue,
-    buffers: BufferPool,
+    buffers: Buffers,
+    successors: Arc<Successors>,
 }
 
 impl SnapshotWriter {
@@ -220,7 +220,8 @@ impl SnapshotWriter {
             lease,
             index: SaveIndex::new(Arc::new(base)),
             packer: PackerQueue::start(backend.clone(), header.clone(), options.progress.clone()),
-            buffers: BufferPool::new(store.pool().current_num_threads() + 3),
+            buffers: Buffers::for_threads(store.pool().current_num_threads()),
+            successors: Arc::default(),
         };
         Ok(Self {
             store: store.clone(),
@@ -278,6 +279,7 @@ impl SnapshotWriter {
             base: work.index.base.clone(),
             base_section,
             source: source.clone(),
+            successors: work.successors.clone(),
         });
         work.index.sections.push(SavedSection {
             source,

@@ -37,7 +37,7 @@ pub(super) struct EncodedChunk {
 
 /// Frames one after another, and which chunks they hold.
 pub(super) struct EncodedBatch {
-    pub(super) frames: Vec<u8>,
+    pub(super) frames: Bytes,
     pub(super) chunks: Vec<EncodedChunk>,
 }
 
@@ -186,7 +186,7 @@ impl Packer {
             });
             offset += FRAME_HEADER_LEN as u64 + u64::from(chunk.encoded_len);
         }
-        open.body.write(batch.frames.into(), &self.progress).await
+        open.body.write(batch.frames, &self.progress).await
     }
 
     async fn close(&mut self) -> Result<()> {

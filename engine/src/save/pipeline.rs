@@ -6,6 +6,7 @@
 
 use std::{collections::VecDeque, io::Read, ops::Range, sync::Arc};
 
+use bytes::Bytes;
 use crossbeam_channel::{Receiver, bounded};
 use podsnap_format::{
     ChunkId,
@@ -28,12 +29,32 @@ use crate::{
     source::{Input, SectionStream, Source},
 };
 
-/// Bytes of a section that are read and cut as one task. Smaller than the 64 MiB of the first design: two cores end
-/// together, and four buffers of a stream are 64 MiB of memory instead of 256.
-pub(super) const SEGMENT_LEN: usize = 16 << 20;
+/// Bytes of a section that are read and cut as one task. Smaller than the 64 MiB of the first design: what was read is still in the
+/// cache when it is cut and encoded, all cores end together, and a save needs little memory. A duplicate that crosses a border is
+/// grown over it, so little is lost there.
+pub(super) const SEGMENT_LEN: usize = 4 << 20;
 
 /// Raw bytes that are encoded as one task.
 const BATCH_LEN: usize = 1 << 20;
+
+/// Batches of frames that may be encoded or wait to be written.
+const BATCHES: usize = 32;
+
+/// The memory of a save.
+pub(super) struct Buffers {
+    segments: BufferPool,
+    frames: BufferPool,
+}
+
+impl Buffers {
+    /// Enough for `threads` workers to be busy: some 4 MiB for each of them and for three more, and 1 MiB for each batch.
+    pub(super) fn for_threads(threads: usize) -> Self {
+        Self {
+            segments: BufferPool::new(threads + 3),
+            frames: BufferPool::new(BATCHES.max(4 * threads)),
+        }
+    }
+}
 
 /// A segment that was read and cut.
 struct CutSegment {
@@ -44,7 +65,7 @@ struct CutSegment {
 /// Everything one section's way through the save needs.
 pub(super) struct Pipeline<'a> {
     pub(super) pool: &'a rayon::ThreadPool,
-    pub(super) buffers: &'a BufferPool,
+    pub(super) buffers: &'a Buffers,
     pub(super) packer: &'a PackerQueue,
     pub(super) index: &'a mut SaveIndex,
     pub(super) progress: &'a Progress,
@@ -93,7 +114,8 @@ impl Pipeline<'_> {
         len: usize,
     ) -> Receiver<Result<CutSegment>> {
         let (cutter, source) = (self.cutter.clone(), source.clone());
-        let mut buffer = self.buffers.take(len);
+        let mut buffer = self.buffers.segments.take();
+        buffer.resize(len, 0);
         let (sender, receiver) = bounded(1);
         self.pool.spawn_fifo(move || {
             let result = source.read_at(&mut buffer, offset).map(|()| {
@@ -111,7 +133,8 @@ impl Pipeline<'_> {
         let mut offset = 0;
         loop {
             self.check_cancelled()?;
-            let mut buffer = self.buffers.take(SEGMENT_LEN);
+            let mut buffer = self.buffers.segments.take();
+            buffer.resize(SEGMENT_LEN, 0);
             let len = fill(&mut stream, &mut buffer).map_err(|e| Error::source(name, e))?;
             buffer.truncate(len);
             if len > 0 {
@@ -343,9 +366,10 @@ impl Pipeline<'_> {
         let (policy, dtype) = (self.policy, self.dtype);
         let (sender, receiver) = tokio::sync::oneshot::channel();
         self.packer.push(receiver)?;
+        let mut frames = self.buffers.frames.take();
         self.pool.spawn_fifo(move || {
-            let mut frames =
-                Vec::with_capacity(len + chunks.len() * podsnap_format::FRAME_HEADER_LEN);
+            frames.clear();
+            frames.reserve(len + chunks.len() * podsnap_format::FRAME_HEADER_LEN);
             let chunks = with_encoder(policy, |encoder| {
                 let encode = |(number, id, range): (u32, ChunkId, Range<usize>)| {
                     let before = frames.len();
@@ -363,6 +387,7 @@ impl Pipeline<'_> {
                 chunks.into_iter().map(encode).collect()
             });
             drop(buffer);
+            let frames = Bytes::from_owner(frames);
             let _ = sender.send(EncodedBatch { frames, chunks });
         });
         Ok(())
