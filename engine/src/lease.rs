@@ -207,6 +207,14 @@ impl Lease {
         });
         let renewal = tokio::spawn(renew(state.clone()));
         let lease = Self { state, renewal };
+        if !previous.is_empty() && is_committed(&**backend, snapshot).await? {
+            // The last holder committed and died before it could drop the lease: its packs are no leftovers.
+            lease.release().await?;
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("the snapshot {snapshot} exists already"),
+            ));
+        }
         for attempt in previous {
             if let Ok(attempt) = u64::from_str_radix(&attempt, 16) {
                 let removed = remove_packs(&**backend, snapshot, attempt).await?;
@@ -239,6 +247,10 @@ impl Lease {
     /// Gives the lease up; whoever took it over keeps theirs.
     pub(crate) async fn release(self) -> Result<()> {
         self.renewal.abort();
+        // Not every store can delete a version only, and the lease that is there now may be somebody else's.
+        if self.state.lost.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         // Unwound or finished, a renewal that had already sent its request has set the version.
         let version = self
             .state
@@ -297,6 +309,17 @@ async fn renew(state: Arc<State>) {
             // The old term still runs; the next round tries again before it ends.
             Err(error) => tracing::warn!(lease = state.name, %error, "could not renew the lease"),
         }
+    }
+}
+
+async fn is_committed(backend: &dyn Backend, snapshot: &SnapshotId) -> Result<bool> {
+    match backend
+        .head(&names::object(snapshot, names::MANIFEST))
+        .await
+    {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
     }
 }
 

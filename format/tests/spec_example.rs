@@ -95,7 +95,7 @@ fn objects() -> (Vec<u8>, Vec<u8>) {
     let mut section = SectionBuilder::new();
     section.push(&segment).unwrap();
     let chunking = ChunkingParams::Cdc {
-        min: 16 << 10,
+        min: 32 << 10,
         avg: 64 << 10,
         max: 256 << 10,
     };
@@ -182,7 +182,7 @@ fn example() -> String {
                 (2, "length 4,096"),
                 (1, "table length 0"),
                 (1, "chunking: content-defined"),
-                (3, "minimum 16 KiB"),
+                (3, "minimum 32 KiB"),
                 (3, "average 64 KiB"),
                 (3, "maximum 256 KiB"),
                 (1, "address range count 0"),

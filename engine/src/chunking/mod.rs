@@ -1,8 +1,8 @@
 //! Where a section is cut into chunks: zero runs are taken out first, the rest is cut by content or into fixed pieces.
 //!
 //! This module knows bytes and lengths only. It does not hash, does not look anything up and does no I/O; the
-//! parameters and the gear table are part of the format (SPEC.md, "Chunking"), so changing them changes what
-//! deduplicates against existing snapshots.
+//! rules, the parameters and the gear table are fixed in SPEC.md ("Chunking"): readers need none of it, but changing them changes
+//! what deduplicates against existing snapshots.
 
 mod fastcdc;
 mod zeros;
@@ -11,7 +11,7 @@ pub use fastcdc::{FastCdc, GEAR};
 pub use podsnap_format::manifest::ChunkingParams;
 pub use zeros::{Run, ZERO_BLOCK, runs};
 
-/// Cut length, in bytes, below which sections use 64 KiB chunks by default, and 256 KiB chunks from there on.
+/// Length of a section, in bytes, from which on it is cut into chunks of 256 KiB on average by default; shorter ones into 64 KiB.
 pub const LARGE_SECTION: u64 = 16 << 30;
 
 /// Content-defined chunking with an average of some `2^avg_log2` bytes: at least half of it, at most four times it.

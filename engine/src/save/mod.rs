@@ -14,7 +14,7 @@ mod proof;
 mod seal;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -196,12 +196,11 @@ impl SnapshotWriter {
             key_check: key.map(Key::key_check),
             ..Header::new(Kind::Manifest, snapshot.clone(), attempt)
         };
-        let names = wanted.iter().map(|b| b.id.to_string()).collect();
-        let lease = Lease::acquire(backend, &snapshot, attempt, names).await?;
-        // From here on the bases' packs are safe: who deletes a base sees the lease.
-        let opened = open_bases(store, &wanted).await;
-        let (bases, base) = match opened {
-            Ok(opened) => opened,
+        let mut opened = open_bases(store, &wanted).await?;
+        let lease = Lease::acquire(backend, &snapshot, attempt, relied_on(&opened)).await?;
+        // From here on the packs of all these are safe: who deletes a snapshot sees the lease.
+        let (bases, base) = match load_bases(&wanted, &mut opened).await {
+            Ok(loaded) => loaded,
             Err(e) => {
                 let _ = lease.release().await;
                 return Err(e);
@@ -487,6 +486,20 @@ struct WantedBase {
     required: bool,
 }
 
+impl WantedBase {
+    /// That it is gone: an error if the caller named it.
+    fn is_gone(&self) -> Result<()> {
+        if self.required {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("the base {} does not exist", self.id),
+            ));
+        }
+        tracing::info!(base = %self.id, "the group's head is gone; saving without a base");
+        Ok(())
+    }
+}
+
 async fn wanted_bases(store: &Store, options: &SaveOptions) -> Result<Vec<WantedBase>> {
     if !options.bases.is_empty() {
         return Ok(options
@@ -511,25 +524,51 @@ async fn wanted_bases(store: &Store, options: &SaveOptions) -> Result<Vec<Wanted
         .collect())
 }
 
-async fn open_bases(store: &Store, wanted: &[WantedBase]) -> Result<(Vec<String>, BaseIndex)> {
+async fn open_bases(store: &Store, wanted: &[WantedBase]) -> Result<Vec<Snapshot>> {
     let mut opened = Vec::new();
     for base in wanted {
         match Snapshot::open(store, &base.id).await {
             Ok(snapshot) => opened.push(snapshot),
-            Err(e) if e.kind() == ErrorKind::NotFound && !base.required => {
-                tracing::info!(base = %base.id, "the group's head is gone; saving without a base");
-            }
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(Error::new(
-                    ErrorKind::NotFound,
-                    format!("the base {} does not exist", base.id),
-                ));
-            }
+            Err(e) if e.kind() == ErrorKind::NotFound => base.is_gone()?,
             Err(e) => return Err(e),
         }
     }
+    Ok(opened)
+}
+
+/// The bases and all snapshots in whose packs their chunks lie: a base may itself be removed while its packs stay.
+fn relied_on(bases: &[Snapshot]) -> Vec<String> {
+    let of = |base: &Snapshot| {
+        let packs = base
+            .directory()
+            .packs
+            .iter()
+            .map(|pack| pack.snapshot.to_string());
+        packs.chain([base.id().to_string()]).collect::<Vec<_>>()
+    };
+    bases
+        .iter()
+        .flat_map(of)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect()
+}
+
+/// Reads the extent maps of the bases that are still there.
+async fn load_bases(
+    wanted: &[WantedBase],
+    opened: &mut Vec<Snapshot>,
+) -> Result<(Vec<String>, BaseIndex)> {
+    for base in wanted {
+        if let Some(at) = opened.iter().position(|snapshot| *snapshot.id() == base.id)
+            && !opened[at].still_there().await?
+        {
+            base.is_gone()?;
+            opened.remove(at);
+        }
+    }
     let names = opened.iter().map(|s| s.id().to_string()).collect();
-    Ok((names, BaseIndex::load(&opened).await?))
+    Ok((names, BaseIndex::load(opened).await?))
 }
 
 async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {

@@ -170,6 +170,15 @@ impl Snapshot {
         })
     }
 
+    /// Whether the object that was opened is still in its place.
+    pub(crate) async fn still_there(&self) -> Result<bool> {
+        match self.backend.head(&self.object).await {
+            Ok(meta) => Ok(meta.version == self.version),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The snapshot's id.
     pub fn id(&self) -> &SnapshotId {
         &self.directory.header.snapshot
