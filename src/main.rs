@@ -1,2 +1,91 @@
-//! podsnap.
-fn main() {}
+//! The command line `podsnap`: arguments in, one command run to its end or its interruption, an exit code out.
+//!
+//! Everything that has to do with snapshots is in the library; what is here talks to the person or the script in front.
+
+mod args;
+mod commands;
+mod context;
+mod exit;
+mod interrupt;
+mod output;
+mod progress;
+mod report;
+mod source;
+
+use std::process::ExitCode;
+
+use clap::{Parser, error::ErrorKind as ClapKind};
+use tracing_subscriber::EnvFilter;
+
+use crate::{args::Cli, context::Context, exit::Failure};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return refused(&e),
+    };
+    start_logging(cli.global.verbose);
+    let json = cli.global.json;
+    let result = run(cli);
+    match result {
+        Ok(code) => code.into(),
+        Err(failure) => {
+            failure.print(json);
+            failure.code.into()
+        }
+    }
+}
+
+/// Runs the command on a small runtime: the work is done by the store's own threads, these only wait.
+fn run(cli: Cli) -> Result<u8, Failure> {
+    let context = Context::new(cli.global)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("podsnap-io")
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::other(format!("cannot start threads: {e}")))?;
+    let result = runtime.block_on(async {
+        interrupt::listen(context.cancel.clone())?;
+        commands::run(cli.command, &context).await
+    });
+    // A thread may still wait for a pipe that nobody will ever write to.
+    runtime.shutdown_background();
+    result
+}
+
+/// Help, the version, or arguments that make no sense.
+fn refused(e: &clap::Error) -> ExitCode {
+    let asked_for = matches!(e.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion);
+    if !asked_for && std::env::args_os().any(|a| a == "--json") {
+        let text = e.to_string();
+        let first = text
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches("error: ");
+        Failure::usage(first).hint("see podsnap --help").print(true);
+    } else {
+        // A closed pipe is no reason to complain to it.
+        let _ = e.print();
+    }
+    if asked_for {
+        ExitCode::SUCCESS
+    } else {
+        exit::USAGE.into()
+    }
+}
+
+fn start_logging(verbose: u8) {
+    let filter = EnvFilter::try_from_env("PODSNAP_LOG").unwrap_or_else(|_| {
+        EnvFilter::new(match verbose {
+            0 => "warn",
+            1 => "podsnap=info,podsnap_engine=info,warn",
+            _ => "podsnap=debug,podsnap_engine=debug,info",
+        })
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}

@@ -106,6 +106,20 @@ impl NewSection {
             ..Self::blob(role, name, input)
         }
     }
+
+    /// What is below the directory at `path`, as a tree. The directory is scanned now and its files are read by the save; one that
+    /// changes in between makes the save fail.
+    pub fn directory(role: Role, name: impl Into<String>, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let reader = TreeReader::open(path, ScanOptions::default())
+            .map_err(|e| Error::new(ErrorKind::Source, format!("cannot save {}", path.display())).because(e))?;
+        Ok(Self::tree(role, name, Input::Stream(Box::new(reader), path.display().to_string())))
+    }
+
+    /// An uncompressed tar stream as a tree; `label` is what errors call it.
+    pub fn tar(role: Role, name: impl Into<String>, tar: impl Read + Send + 'static, label: impl Into<String>) -> Self {
+        Self::tree(role, name, Input::Stream(Box::new(TarTreeReader::new(tar)), label.into()))
+    }
 }
 
 /// What a save did.
@@ -251,13 +265,14 @@ impl SnapshotWriter {
                 section.role, section.name
             )));
         }
+        let length = match &section.input {
+            Input::Source(source) => Some(source.len()),
+            Input::Stream(stream, _) => stream.length(),
+        };
         let base_section = work.index.base.section(section.role, &section.name);
         let chunking = section.chunking.unwrap_or_else(|| match base_section {
             Some(base) => work.index.base.sections[base].chunking,
-            None => chunking::default_for(match &section.input {
-                Input::Source(source) => Some(source.len()),
-                Input::Stream(..) => None,
-            }),
+            None => chunking::default_for(length),
         });
         let Some(chunker) = Chunker::new(&chunking) else {
             self.work = Some(work);
@@ -265,11 +280,9 @@ impl SnapshotWriter {
                 "chunks of {chunking:?} cannot be cut"
             )));
         };
+        self.options.progress.add_total(length.unwrap_or(0));
         let source = match &section.input {
-            Input::Source(source) => {
-                self.options.progress.add_total(source.len());
-                Some(source.clone())
-            }
+            Input::Source(source) => Some(source.clone()),
             Input::Stream(..) => None,
         };
         let cutter = Arc::new(Cutter {

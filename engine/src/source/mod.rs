@@ -37,6 +37,11 @@ pub trait Source: Send + Sync {
 
 /// A stream whose last bytes may be a tree's entry table.
 pub trait SectionStream: Read + Send {
+    /// Length of the whole stream in bytes, where it is known from the beginning.
+    fn length(&self) -> Option<u64> {
+        None
+    }
+
     /// Length in bytes of the entry table at the end; asked once the stream has ended.
     fn table_length(&self) -> u64 {
         0

@@ -22,6 +22,8 @@ use std::path::PathBuf;
 
 use podsnap_format::tree::TreeError;
 
+use crate::source::SectionStream;
+
 pub use extract::{ExtractOptions, ExtractStats, FileRange, TreeExtractor};
 pub use reader::TreeReader;
 pub use scan::ScanOptions;
@@ -105,6 +107,23 @@ impl std::fmt::Display for RestoreWarning {
             self.path.display(),
             self.error
         )
+    }
+}
+
+impl SectionStream for TreeReader {
+    fn length(&self) -> Option<u64> {
+        Some(self.stream_length())
+    }
+
+    fn table_length(&self) -> u64 {
+        TreeReader::table_length(self)
+    }
+}
+
+impl<R: io::Read + Send> SectionStream for TarTreeReader<R> {
+    fn table_length(&self) -> u64 {
+        // Asked when the stream has ended, and then it is known.
+        TarTreeReader::table_length(self).unwrap_or(0)
     }
 }
 

@@ -1,0 +1,40 @@
+//! The commands, one file each: its arguments with their help, and what it does.
+
+mod completions;
+mod export;
+mod import;
+mod ls;
+mod restore;
+mod rm;
+mod save;
+mod verify;
+
+use clap::Subcommand;
+
+use crate::{context::Context, exit::Failure};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Save(save::Args),
+    Restore(restore::Args),
+    Verify(verify::Args),
+    Ls(ls::Args),
+    Rm(rm::Args),
+    Export(export::Args),
+    Import(import::Args),
+    Completions(completions::Args),
+}
+
+/// Runs a command; the exit code says whether it found damage that it was asked to work around or look for.
+pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
+    match command {
+        Command::Save(args) => save::run(args, context).await,
+        Command::Restore(args) => restore::run(args, context).await,
+        Command::Verify(args) => verify::run(args, context).await,
+        Command::Ls(args) => ls::run(args, context).await,
+        Command::Rm(args) => rm::run(args, context).await,
+        Command::Export(args) => export::run(args, context).await,
+        Command::Import(args) => import::run(args, context).await,
+        Command::Completions(args) => completions::run(args),
+    }
+}

@@ -1,0 +1,163 @@
+//! What a command runs in: the store and its key, how to talk, and the token that ends it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use podsnap::{Key, OpenOptions, Progress, Snapshot, Store};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    args::{Global, SectionName, SnapshotRef},
+    exit::Failure,
+    progress::{Bar, Doing},
+    report,
+};
+
+/// Shared by all commands.
+pub struct Context {
+    url: Option<String>,
+    key: Option<Key>,
+    options: OpenOptions,
+    pub json: bool,
+    pub quiet: bool,
+    pub cancel: CancellationToken,
+}
+
+impl Context {
+    pub fn new(global: Global) -> Result<Self, Failure> {
+        Ok(Self {
+            url: global.store.filter(|url| !url.is_empty()),
+            key: global.key_file.as_deref().map(read_key).transpose()?,
+            options: OpenOptions {
+                sync: !global.no_sync,
+            },
+            json: global.json,
+            quiet: global.quiet,
+            cancel: CancellationToken::new(),
+        })
+    }
+
+    /// The store that the arguments, the environment or the default name.
+    pub fn store(&self) -> Result<Store, Failure> {
+        let url = match &self.url {
+            Some(url) => url.clone(),
+            None => default_store()?,
+        };
+        Ok(Store::open_with(&url, &self.options, self.key.clone())?)
+    }
+
+    /// The key, if one was given.
+    pub fn key(&self) -> Option<Key> {
+        self.key.clone()
+    }
+
+    /// A snapshot, and the store whose threads read it.
+    pub async fn open(&self, snapshot: &SnapshotRef) -> Result<(Store, Snapshot), Failure> {
+        match snapshot {
+            SnapshotRef::Stored(id) => {
+                let store = self.store()?;
+                let snapshot = store.snapshot(id).await?;
+                Ok((store, snapshot))
+            }
+            SnapshotRef::Exported(path) => {
+                // An export holds everything, so whatever store is named needs not even exist.
+                let store = Store::open_with("memory://export", &self.options, self.key.clone())?;
+                Ok((store, Snapshot::open_export(path, self.key.clone()).await?))
+            }
+        }
+    }
+
+    /// A progress bar, if somebody sits there to see it.
+    pub fn bar(&self, doing: Doing, progress: &Progress) -> Bar {
+        if self.json || self.quiet {
+            Bar::hidden()
+        } else {
+            Bar::start(doing, progress.clone())
+        }
+    }
+
+    /// Prints what a command did: `document` as JSON, or the text, unless the user wants quiet.
+    pub fn report(
+        &self,
+        document: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        if self.json {
+            let json = serde_json::to_string_pretty(document).expect("documents are plain data");
+            report::print(&format!("{json}\n"))
+        } else if self.quiet {
+            Ok(())
+        } else {
+            report::print(&text())
+        }
+    }
+
+    /// Prints what a command was asked to show; quiet does not hide it.
+    pub fn show(
+        &self,
+        document: &impl Serialize,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
+        if self.json {
+            self.report(document, String::new)
+        } else {
+            report::print(&text())
+        }
+    }
+}
+
+/// The numbers of the named sections.
+pub fn section_numbers(snapshot: &Snapshot, names: &[SectionName]) -> Result<Vec<usize>, Failure> {
+    let mut numbers = Vec::new();
+    for wanted in names {
+        let number = snapshot.find_section(wanted.role, &wanted.name)?;
+        if !numbers.contains(&number) {
+            numbers.push(number);
+        }
+    }
+    Ok(numbers)
+}
+
+fn default_store() -> Result<String, Failure> {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
+    let data = absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")));
+    data.and_then(|dir| dir.join("podsnap").into_os_string().into_string().ok())
+        .ok_or_else(|| {
+            Failure::usage("no store is named and there is no home directory")
+                .hint("give --store or set PODSNAP_STORE")
+        })
+}
+
+fn read_key(path: &Path) -> Result<Key, Failure> {
+    let bytes = fs::read(path)
+        .map_err(|e| Failure::usage(format!("cannot read the key file {}: {e}", path.display())))?;
+    let bad = || {
+        Failure::usage(format!("{} holds no key", path.display()))
+            .hint("a key file holds 64 hex digits or 32 bytes; make one by: head -c 32 /dev/urandom > FILE")
+    };
+    if let Ok(raw) = <[u8; 32]>::try_from(bytes.as_slice()) {
+        return Ok(Key::new(raw));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| bad())?.trim();
+    let digits: Vec<u32> = text
+        .chars()
+        .map(|c| c.to_digit(16))
+        .collect::<Option<_>>()
+        .ok_or_else(bad)?;
+    if digits.len() != 64 {
+        return Err(bad());
+    }
+    let mut key = [0; 32];
+    for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = (pair[0] << 4 | pair[1]) as u8;
+    }
+    Ok(Key::new(key))
+}
