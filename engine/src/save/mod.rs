@@ -464,12 +464,22 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
         Err(e) => return Err(e),
         Ok(_) => {}
     }
-    // A save killed between its commit and its end leaves its lease.
-    if let Ok(Some((record, version))) = lease::read(backend, snapshot).await
-        && !record.is_live()
-    {
-        let _ = backend.delete(&names::object(snapshot, names::LEASE), Some(&version)).await;
+    if let Err(error) = end_for_the_dead(store, snapshot).await {
+        tracing::warn!(%snapshot, %error, "could not end what a killed save began");
     }
     Err(Error::new(ErrorKind::Conflict, format!("the snapshot {snapshot} exists already"))
         .hint("snapshots never change: save under another id, or remove it first"))
+}
+
+/// A save killed between its commit and its end leaves its lease, and perhaps its group's head where it was: ends it.
+async fn end_for_the_dead(store: &Store, snapshot: &SnapshotId) -> Result<()> {
+    let backend = &**store.backend();
+    let Some((_, version)) = lease::read(backend, snapshot).await?.filter(|(record, _)| !record.is_live()) else {
+        return Ok(());
+    };
+    let committed = Snapshot::open(store, snapshot).await?;
+    if let Some(group) = &committed.metadata().group {
+        heads::advance(backend, group, snapshot, committed.metadata().created_unix_ms).await?;
+    }
+    backend.delete(&names::object(snapshot, names::LEASE), Some(&version)).await
 }
