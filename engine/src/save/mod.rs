@@ -608,3 +608,16 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
     )
     .hint("snapshots never change: save under another id, or remove it first"))
 }
+
+/// A save killed between its commit and its end leaves its lease, and perhaps its group's head where it was: ends it.
+async fn end_for_the_dead(store: &Store, snapshot: &SnapshotId) -> Result<()> {
+    let backend = &**store.backend();
+    let Some((_, version)) = lease::read(backend, snapshot).await?.filter(|(record, _)| !record.is_live()) else {
+        return Ok(());
+    };
+    let committed = Snapshot::open(store, snapshot).await?;
+    if let Some(group) = &committed.metadata().group {
+        heads::advance(backend, group, snapshot, committed.metadata().created_unix_ms).await?;
+    }
+    backend.delete(&names::object(snapshot, names::LEASE), Some(&version)).await
+}

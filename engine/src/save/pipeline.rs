@@ -23,7 +23,7 @@ use super::{
     proof::Proofs,
 };
 use crate::{
-    base::Content,
+    base::{Content, IdMap},
     error::{Error, Result},
     progress::Progress,
     source::{Input, SectionStream, Source},
@@ -198,15 +198,29 @@ impl Pipeline<'_> {
                     pieces = rest;
                 }
                 PieceKind::Chunk(_) => {
-                    let unknown = |p: &Piece| matches!(p.kind, PieceKind::Chunk(id) if !self.index.knows(&id));
-                    let count = pieces.iter().take_while(|p| unknown(p)).count();
-                    let (run, rest) = pieces.split_at(count);
+                    let (run, rest) = pieces.split_at(self.unknown_count(pieces));
                     self.unknown_run(run, rest.first(), &buffer, &mut batch, &mut proofs)?;
                     pieces = rest;
                 }
             }
         }
         self.flush(&buffer, &mut batch)
+    }
+
+    /// How many chunks that nobody knows stand at the start of `pieces`. Where one repeats an earlier one, the run ends behind
+    /// that earlier one: once it is taken in, the repetition is a known chunk, and growing starts from it.
+    fn unknown_count(&self, pieces: &[Piece]) -> usize {
+        let mut run = IdMap::default();
+        for (number, piece) in pieces.iter().enumerate() {
+            let PieceKind::Chunk(id) = piece.kind else { return number };
+            if self.index.knows(&id) {
+                return number;
+            }
+            if let Some(first) = run.insert(id, number) {
+                return first + 1;
+            }
+        }
+        pieces.len()
     }
 
     fn section(&mut self) -> &mut super::index::SavedSection {
