@@ -4,8 +4,7 @@
 mod support;
 
 use std::{
-    env,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -30,9 +29,24 @@ async fn saver() {
 
 /// Saves two sections as `next` into the group `g`, on its head.
 async fn save_changed(store: &Store, dir: &Path) -> podsnap::Result<podsnap::SaveStats> {
-    let options = SaveOptions { group: Some("g".into()), ..SaveOptions::default() };
-    let section = |name: &str| Ok(NewSection::blob(Role::Other, name, Input::file(dir.join(name))?));
-    save(store, "next", vec![section("first")?, section("second")?], options).await
+    let options = SaveOptions {
+        group: Some("g".into()),
+        ..SaveOptions::default()
+    };
+    let section = |name: &str| {
+        Ok(NewSection::blob(
+            Role::Other,
+            name,
+            Input::file(dir.join(name))?,
+        ))
+    };
+    save(
+        store,
+        "next",
+        vec![section("first")?, section("second")?],
+        options,
+    )
+    .await
 }
 
 fn start(dir: &Path) -> Child {
@@ -53,7 +67,11 @@ fn files(dir: &Path) -> Vec<String> {
         let entry = entry.unwrap();
         let name = entry.file_name().into_string().unwrap();
         match entry.file_type().unwrap().is_dir() {
-            true => found.extend(files(&entry.path()).iter().map(|below| format!("{name}/{below}"))),
+            true => found.extend(
+                files(&entry.path())
+                    .iter()
+                    .map(|below| format!("{name}/{below}")),
+            ),
             false => found.push(name),
         }
     }
@@ -71,8 +89,13 @@ async fn killed_saves_leave_nothing_visible_and_the_next_one_goes_through() {
     fs::write(dir.join("first"), &first).unwrap();
     fs::write(dir.join("second"), &second).unwrap();
     let open = || Store::open(dir.join("store").to_str().unwrap()).unwrap();
-    let group = SaveOptions { group: Some("g".into()), ..SaveOptions::default() };
-    save(&open(), "base", vec![blob("first", &base)], group).await.unwrap();
+    let group = SaveOptions {
+        group: Some("g".into()),
+        ..SaveOptions::default()
+    };
+    save(&open(), "base", vec![blob("first", &base)], group)
+        .await
+        .unwrap();
     let before = files(&dir.join("store"));
 
     // How long a save takes when nobody kills it, process start included.
@@ -101,7 +124,10 @@ async fn killed_saves_leave_nothing_visible_and_the_next_one_goes_through() {
         match save_changed(&store, dir).await {
             Ok(_) => assert!(!visible, "kill {kill}: saved twice"),
             Err(e) => {
-                assert!(visible && e.kind() == ErrorKind::Conflict, "kill {kill}: {e}");
+                assert!(
+                    visible && e.kind() == ErrorKind::Conflict,
+                    "kill {kill}: {e}"
+                );
                 committed += 1;
             }
         }
@@ -114,7 +140,11 @@ async fn killed_saves_leave_nothing_visible_and_the_next_one_goes_through() {
         assert_bytes(&found[0], &first, "first");
         assert_bytes(&found[1], &second, "second");
         let snapshot = store.snapshot(&id("next")).await.unwrap();
-        let own = snapshot.directory().packs.iter().filter(|p| p.snapshot == id("next"));
+        let own = snapshot
+            .directory()
+            .packs
+            .iter()
+            .filter(|p| p.snapshot == id("next"));
         let mut expected: Vec<String> = own.map(|p| format!("next/{}", p.name)).collect();
         expected.push("next/manifest".into());
         expected.extend(before.iter().cloned());
@@ -126,7 +156,15 @@ async fn killed_saves_leave_nothing_visible_and_the_next_one_goes_through() {
         assert_eq!(files(&dir.join("store")), before, "kill {kill}");
     }
     // The kills hit what they were meant to hit.
-    assert!(cut_short >= KILLS / 3, "{cut_short} of {KILLS} saves were cut short");
-    assert!(leftovers >= 5, "only {leftovers} of {KILLS} kills left anything behind");
-    println!("{KILLS} kills over {whole:?}: {cut_short} before the commit, {leftovers} with leftovers, {committed} after it");
+    assert!(
+        cut_short >= KILLS / 3,
+        "{cut_short} of {KILLS} saves were cut short"
+    );
+    assert!(
+        leftovers >= 5,
+        "only {leftovers} of {KILLS} kills left anything behind"
+    );
+    println!(
+        "{KILLS} kills over {whole:?}: {cut_short} before the commit, {leftovers} with leftovers, {committed} after it"
+    );
 }

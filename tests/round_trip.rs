@@ -4,7 +4,8 @@
 mod support;
 
 use podsnap::{
-    ErrorKind, Input, Key, NewSection, OpenOptions, Policy, Role, SaveOptions, SaveStats, Snapshot, Store,
+    ErrorKind, Input, Key, NewSection, OpenOptions, Policy, Role, SaveOptions, SaveStats, Snapshot,
+    Store,
     chunking::{self, ChunkingParams},
 };
 use proptest::prelude::*;
@@ -50,16 +51,26 @@ struct Scratch {
 fn in_memory() -> Scratch {
     static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
     let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-    Scratch { store: Store::open(&format!("memory://round-trip-{number}")).unwrap(), _dir: None }
+    Scratch {
+        store: Store::open(&format!("memory://round-trip-{number}")).unwrap(),
+        _dir: None,
+    }
 }
 
 fn in_directory(key: Option<Key>) -> Scratch {
     let dir = tempfile::tempdir().unwrap();
     let options = OpenOptions { sync: false };
-    Scratch { store: Store::open_with(dir.path().to_str().unwrap(), &options, key).unwrap(), _dir: Some(dir) }
+    Scratch {
+        store: Store::open_with(dir.path().to_str().unwrap(), &options, key).unwrap(),
+        _dir: Some(dir),
+    }
 }
 
-fn sections(shapes: &[(&str, Vec<u8>)], way: Way, chunking: Option<ChunkingParams>) -> Vec<NewSection> {
+fn sections(
+    shapes: &[(&str, Vec<u8>)],
+    way: Way,
+    chunking: Option<ChunkingParams>,
+) -> Vec<NewSection> {
     let section = |(name, bytes): &(&str, Vec<u8>)| NewSection {
         chunking,
         ..NewSection::blob(Role::Memory, *name, input(bytes, way))
@@ -78,19 +89,41 @@ async fn assert_restores(store: &Store, name: &str, shapes: &[(&str, Vec<u8>)]) 
 async fn every_shape_comes_back_from_every_store_and_codec() {
     let shapes = shapes();
     let raw: u64 = shapes.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-    let chunkings = [None, Some(chunking::fixed(4096)), Some(chunking::fixed(100_000)), Some(chunking::content_defined(12))];
+    let chunkings = [
+        None,
+        Some(chunking::fixed(4096)),
+        Some(chunking::fixed(100_000)),
+        Some(chunking::content_defined(12)),
+    ];
     let key = || Some(Key::new([9; 32]));
-    for (kind, scratch) in [("memory", in_memory()), ("directory", in_directory(None)), ("keyed", in_directory(key()))] {
+    for (kind, scratch) in [
+        ("memory", in_memory()),
+        ("directory", in_directory(None)),
+        ("keyed", in_directory(key())),
+    ] {
         let store = &scratch.store;
         for (number, chunking) in chunkings.into_iter().enumerate() {
             for codec in [Policy::None, Policy::Zstd(1), Policy::Auto] {
                 for way in [Way::Source, Way::Stream] {
                     let name = format!("{kind}-{number}-{codec}-{way:?}").replace(':', "-");
-                    let options = SaveOptions { codec, ..SaveOptions::default() };
-                    let stats = save(store, &name, sections(&shapes, way, chunking), options).await.unwrap();
+                    let options = SaveOptions {
+                        codec,
+                        ..SaveOptions::default()
+                    };
+                    let stats = save(store, &name, sections(&shapes, way, chunking), options)
+                        .await
+                        .unwrap();
                     assert_eq!(stats.raw_bytes, raw);
-                    let parts = [stats.zero_bytes, stats.deduplicated_own_bytes, stats.new_bytes];
-                    assert_eq!(parts.iter().sum::<u64>(), raw, "{name}: every byte is counted once");
+                    let parts = [
+                        stats.zero_bytes,
+                        stats.deduplicated_own_bytes,
+                        stats.new_bytes,
+                    ];
+                    assert_eq!(
+                        parts.iter().sum::<u64>(),
+                        raw,
+                        "{name}: every byte is counted once"
+                    );
                     assert_restores(store, &name, &shapes).await;
                 }
             }
@@ -112,16 +145,29 @@ async fn sections_of_several_segments_come_back_by_every_way_of_reading() {
         ("file", Input::file(&file).unwrap()),
     ];
     for (name, input) in inputs {
-        save(store, name, vec![NewSection::blob(Role::Memory, "", input)], SaveOptions::default()).await.unwrap();
+        save(
+            store,
+            name,
+            vec![NewSection::blob(Role::Memory, "", input)],
+            SaveOptions::default(),
+        )
+        .await
+        .unwrap();
         let snapshot = store.snapshot(&id(name)).await.unwrap();
         assert_bytes(&restored(store, name).await[0], &bytes, name);
 
         let whole = dir.path().join(format!("{name}-restored"));
-        snapshot.restore(store, &whole, &Default::default()).await.unwrap();
+        snapshot
+            .restore(store, &whole, &Default::default())
+            .await
+            .unwrap();
         assert_bytes(&std::fs::read(whole.join("memory")).unwrap(), &bytes, name);
 
         let mut streamed = Vec::new();
-        snapshot.restore_stream(0, &mut streamed, &CancellationToken::new()).await.unwrap();
+        snapshot
+            .restore_stream(0, &mut streamed, &CancellationToken::new())
+            .await
+            .unwrap();
         assert_bytes(&streamed, &bytes, name);
     }
 }
@@ -138,7 +184,11 @@ async fn any_range_of_a_section_can_be_read() {
         let len = random.below(300_000).min(bytes.len() - start);
         let mut buf = vec![0xee; len];
         reader.read_at(&mut buf, start as u64).await.unwrap();
-        assert_bytes(&buf, &bytes[start..start + len], &format!("{len} bytes at {start}"));
+        assert_bytes(
+            &buf,
+            &bytes[start..start + len],
+            &format!("{len} bytes at {start}"),
+        );
     }
     reader.read_at(&mut [], bytes.len() as u64).await.unwrap();
     let beyond = failure(reader.read_at(&mut [0], bytes.len() as u64).await);
@@ -150,20 +200,42 @@ async fn exports_hold_what_the_snapshot_borrows() {
     let scratch = in_directory(None);
     let (store, shapes) = (&scratch.store, shapes());
     save_one(store, "base", &shapes[8].1, SaveOptions::default()).await;
-    save(store, "s", sections(&shapes, Way::Source, None), on_base("base")).await.unwrap();
+    save(
+        store,
+        "s",
+        sections(&shapes, Way::Source, None),
+        on_base("base"),
+    )
+    .await
+    .unwrap();
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("s.podsnap");
     let snapshot = store.snapshot(&id("s")).await.unwrap();
-    assert!(snapshot.directory().packs.iter().any(|p| p.snapshot == id("base")), "it borrows");
-    snapshot.export(store, &file, &Default::default(), &CancellationToken::new()).await.unwrap();
+    assert!(
+        snapshot
+            .directory()
+            .packs
+            .iter()
+            .any(|p| p.snapshot == id("base")),
+        "it borrows"
+    );
+    snapshot
+        .export(store, &file, &Default::default(), &CancellationToken::new())
+        .await
+        .unwrap();
 
     let other = in_memory();
     let export = Snapshot::open_export(&file, None).await.unwrap();
-    let (found, _) = restore_all(&other.store, &export, &Default::default()).await.unwrap();
+    let (found, _) = restore_all(&other.store, &export, &Default::default())
+        .await
+        .unwrap();
     for ((name, expected), found) in shapes.iter().zip(found) {
         assert_bytes(&found, expected, &format!("{name} of the export"));
     }
-    export.copy_to(&other.store, &id("imported"), SaveOptions::default()).await.unwrap();
+    export
+        .copy_to(&other.store, &id("imported"), SaveOptions::default())
+        .await
+        .unwrap();
     assert_restores(&other.store, "imported", &shapes).await;
     assert_sound(&other.store, "imported").await;
 }
@@ -175,9 +247,19 @@ async fn a_keyed_store_opens_with_its_key_only() {
         let options = OpenOptions { sync: false };
         Store::open_with(dir.path().to_str().unwrap(), &options, key.map(Key::new)).unwrap()
     };
-    save_one(&open(Some([1; 32])), "keyed", b"secret", SaveOptions::default()).await;
+    save_one(
+        &open(Some([1; 32])),
+        "keyed",
+        b"secret",
+        SaveOptions::default(),
+    )
+    .await;
     save_one(&open(None), "plain", b"public", SaveOptions::default()).await;
-    for (key, name) in [(Some([2; 32]), "keyed"), (None, "keyed"), (Some([1; 32]), "plain")] {
+    for (key, name) in [
+        (Some([2; 32]), "keyed"),
+        (None, "keyed"),
+        (Some([1; 32]), "plain"),
+    ] {
         let refused = failure(open(key).snapshot(&id(name)).await);
         assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{refused}");
     }
@@ -186,8 +268,17 @@ async fn a_keyed_store_opens_with_its_key_only() {
         let snapshot = store.snapshot(&id(name)).await.unwrap();
         snapshot.sections()[0].segments[0].hash
     };
-    save_one(&open(None), "plain-secret", b"secret", SaveOptions::default()).await;
-    assert_ne!(chunk(open(Some([1; 32])), "keyed").await, chunk(open(None), "plain-secret").await);
+    save_one(
+        &open(None),
+        "plain-secret",
+        b"secret",
+        SaveOptions::default(),
+    )
+    .await;
+    assert_ne!(
+        chunk(open(Some([1; 32])), "keyed").await,
+        chunk(open(None), "plain-secret").await
+    );
 }
 
 /// Saves `changed` on top of `original` in a fresh store, checks the bytes of both, and returns what the second save did.
@@ -215,10 +306,19 @@ async fn an_unchanged_section_costs_nothing_but_its_map() {
 #[tokio::test(flavor = "multi_thread")]
 async fn insertions_cost_what_they_insert() {
     let bytes = long();
-    for (at, len) in [(0, 4096), (0, 1), (5 << 20, 3 * 4096), ((16 << 20) - 1000, 4097), (12_345_678, 1_234_567)] {
+    for (at, len) in [
+        (0, 4096),
+        (0, 1),
+        (5 << 20, 3 * 4096),
+        ((16 << 20) - 1000, 4097),
+        (12_345_678, 1_234_567),
+    ] {
         let changed = [&bytes[..at], &noise(99, len), &bytes[at..]].concat();
         let stats = resave(&bytes, &changed).await;
-        assert!(stats.new_bytes <= len as u64 + AROUND_A_CHANGE, "{len} at {at}: {stats:?}");
+        assert!(
+            stats.new_bytes <= len as u64 + AROUND_A_CHANGE,
+            "{len} at {at}: {stats:?}"
+        );
     }
 }
 
@@ -228,7 +328,10 @@ async fn removals_cost_next_to_nothing() {
     for (at, len) in [(0, 4096), (7_777_777, 1), ((16 << 20) - 1000, 123_457)] {
         let changed = [&bytes[..at], &bytes[at + len..]].concat();
         let stats = resave(&bytes, &changed).await;
-        assert!(stats.new_bytes <= AROUND_A_CHANGE, "{len} at {at}: {stats:?}");
+        assert!(
+            stats.new_bytes <= AROUND_A_CHANGE,
+            "{len} at {at}: {stats:?}"
+        );
     }
 }
 
@@ -236,20 +339,34 @@ async fn removals_cost_next_to_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn duplicates_at_odd_offsets_are_stored_once_within_and_across_sections() {
     let weights = noise(11, 6 << 20);
-    let heap = [&noise(12, 12_345)[..], &weights, &noise(13, 777), &weights[..3 << 20]].concat();
+    let heap = [
+        &noise(12, 12_345)[..],
+        &weights,
+        &noise(13, 777),
+        &weights[..3 << 20],
+    ]
+    .concat();
     let tmpfs = [&noise(14, 4096 + 13)[..], &weights].concat();
     let scratch = in_directory(None);
     let sections = vec![blob("heap", &heap), blob("tmpfs", &tmpfs)];
-    let stats = save(&scratch.store, "s", sections, SaveOptions::default()).await.unwrap();
+    let stats = save(&scratch.store, "s", sections, SaveOptions::default())
+        .await
+        .unwrap();
     // Grown byte by byte, the duplicates cost less than a kilobyte at each of their ends.
     let unique = (weights.len() + 12_345 + 777 + 4096 + 13) as u64;
-    assert!(stats.new_bytes <= unique + 4 * 1024, "{} of {unique}: {stats:?}", stats.new_bytes);
+    assert!(
+        stats.new_bytes <= unique + 4 * 1024,
+        "{} of {unique}: {stats:?}",
+        stats.new_bytes
+    );
     let found = restored(&scratch.store, "s").await;
     assert_bytes(&found[0], &heap, "heap");
     assert_bytes(&found[1], &tmpfs, "tmpfs");
     // The same save on top of it finds the ranges inside chunks again.
     let again = vec![blob("heap", &heap), blob("tmpfs", &tmpfs)];
-    let stats = save(&scratch.store, "t", again, on_base("s")).await.unwrap();
+    let stats = save(&scratch.store, "t", again, on_base("s"))
+        .await
+        .unwrap();
     assert_eq!(stats.new_bytes, 0, "{stats:?}");
     let found = restored(&scratch.store, "t").await;
     assert_bytes(&found[0], &heap, "heap");
@@ -273,7 +390,10 @@ async fn several_bases_are_used_at_once_and_their_packs_named() {
     save_one(store, "a", &a, SaveOptions::default()).await;
     save_one(store, "b", &b, on_base("a")).await;
     let both = [&a[..], &b].concat();
-    let options = SaveOptions { bases: vec![id("a"), id("b")], ..SaveOptions::default() };
+    let options = SaveOptions {
+        bases: vec![id("a"), id("b")],
+        ..SaveOptions::default()
+    };
     let stats = save_one(store, "c", &both, options).await;
     assert!(stats.new_bytes <= AROUND_A_CHANGE, "{stats:?}");
     assert_bytes(&restored(store, "c").await[0], &both, "c");
@@ -297,7 +417,13 @@ enum Edit {
 
 fn edit() -> impl Strategy<Value = Edit> {
     let at = any::<usize>;
-    let len = || prop_oneof![1..100usize, 1..60_000usize, (1..12usize).prop_map(|pages| pages * 4096)];
+    let len = || {
+        prop_oneof![
+            1..100usize,
+            1..60_000usize,
+            (1..12usize).prop_map(|pages| pages * 4096)
+        ]
+    };
     prop_oneof![
         (at(), len()).prop_map(|(a, l)| Edit::Insert(a, l)),
         (at(), len()).prop_map(|(a, l)| Edit::Remove(a, l)),

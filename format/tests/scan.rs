@@ -108,13 +108,21 @@ fn found_without(bytes: &[u8], cut: Range<usize>) -> usize {
 fn expected_without(ends: &[usize], cut: Range<usize>) -> usize {
     let starts = std::iter::once(0).chain(ends.iter().copied());
     let all: Vec<_> = starts.zip(ends.iter().copied()).collect();
-    let headed = all.iter().find(|&&(a, b)| (a + HEADED..b).contains(&cut.start));
+    let headed = all
+        .iter()
+        .find(|&&(a, b)| (a + HEADED..b).contains(&cut.start));
     let swallowed = headed.map_or(cut.end, |&(_, claimed)| {
         // Where, before the cut, that stood which stands now at the claimed end.
         let there = claimed + cut.len();
-        if ends.contains(&there) { there } else { cut.end }
+        if ends.contains(&there) {
+            there
+        } else {
+            cut.end
+        }
     });
-    all.iter().filter(|&&(a, b)| b <= cut.start || a >= swallowed).count()
+    all.iter()
+        .filter(|&&(a, b)| b <= cut.start || a >= swallowed)
+        .count()
 }
 
 /// Bytes of a frame's header that its CRC covers, which is all that tells where it ends.

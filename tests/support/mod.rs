@@ -94,7 +94,12 @@ pub fn blob(name: &str, bytes: &[u8]) -> NewSection {
     NewSection::blob(Role::Other, name, input(bytes, Way::Source))
 }
 
-pub async fn save(store: &Store, name: &str, sections: Vec<NewSection>, options: SaveOptions) -> Result<SaveStats> {
+pub async fn save(
+    store: &Store,
+    name: &str,
+    sections: Vec<NewSection>,
+    options: SaveOptions,
+) -> Result<SaveStats> {
     let mut writer = store.save(&id(name), options).await?;
     for section in sections {
         writer.add(section).await?;
@@ -104,11 +109,16 @@ pub async fn save(store: &Store, name: &str, sections: Vec<NewSection>, options:
 
 /// Saves one section `other:x`.
 pub async fn save_one(store: &Store, name: &str, bytes: &[u8], options: SaveOptions) -> SaveStats {
-    save(store, name, vec![blob("x", bytes)], options).await.expect("a save")
+    save(store, name, vec![blob("x", bytes)], options)
+        .await
+        .expect("a save")
 }
 
 pub fn on_base(base: &str) -> SaveOptions {
-    SaveOptions { bases: vec![id(base)], ..SaveOptions::default() }
+    SaveOptions {
+        bases: vec![id(base)],
+        ..SaveOptions::default()
+    }
 }
 
 /// Takes a section into memory. What is never written keeps the filling that it began with.
@@ -138,8 +148,17 @@ pub async fn restore_all(
     snapshot: &Snapshot,
     options: &RestoreOptions,
 ) -> Result<(Vec<Vec<u8>>, RestoreStats)> {
-    let targets: Vec<MemoryTarget> = snapshot.sections().iter().map(|s| MemoryTarget::new(s.length, 0)).collect();
-    let shared = targets.iter().cloned().map(|t| Arc::new(t) as Arc<dyn Target>).enumerate().collect();
+    let targets: Vec<MemoryTarget> = snapshot
+        .sections()
+        .iter()
+        .map(|s| MemoryTarget::new(s.length, 0))
+        .collect();
+    let shared = targets
+        .iter()
+        .cloned()
+        .map(|t| Arc::new(t) as Arc<dyn Target>)
+        .enumerate()
+        .collect();
     let stats = snapshot.restore_to(store, shared, options).await?;
     Ok((targets.iter().map(MemoryTarget::bytes).collect(), stats))
 }
@@ -147,13 +166,19 @@ pub async fn restore_all(
 /// The bytes of all sections of a snapshot that must be whole.
 pub async fn restored(store: &Store, name: &str) -> Vec<Vec<u8>> {
     let snapshot = store.snapshot(&id(name)).await.expect("a snapshot");
-    restore_all(store, &snapshot, &RestoreOptions::default()).await.expect("a restore").0
+    restore_all(store, &snapshot, &RestoreOptions::default())
+        .await
+        .expect("a restore")
+        .0
 }
 
 /// Panics unless a snapshot verifies whole.
 pub async fn assert_sound(store: &Store, name: &str) {
     let snapshot = store.snapshot(&id(name)).await.expect("a snapshot");
-    let report = snapshot.verify(store, &VerifyOptions::default()).await.expect("a verification");
+    let report = snapshot
+        .verify(store, &VerifyOptions::default())
+        .await
+        .expect("a verification");
     assert!(report.is_sound(), "{name}: {:?}", report.damage);
 }
 
@@ -162,7 +187,12 @@ pub async fn assert_sound(store: &Store, name: &str) {
 pub fn assert_bytes(found: &[u8], expected: &[u8], what: &str) {
     assert_eq!(found.len(), expected.len(), "length of {what}");
     if let Some(at) = found.iter().zip(expected).position(|(a, b)| a != b) {
-        panic!("{what}: byte {at} of {} is {}, not {}", found.len(), found[at], expected[at]);
+        panic!(
+            "{what}: byte {at} of {} is {}, not {}",
+            found.len(),
+            found[at],
+            expected[at]
+        );
     }
 }
 
@@ -174,7 +204,11 @@ pub fn skipped(why: &str) {
 
 /// A runtime for tests that call `block_on` many times, as property tests do.
 pub fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 /// The error of something that must fail.

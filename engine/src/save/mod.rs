@@ -46,6 +46,7 @@ use crate::{
     snapshot::Snapshot,
     source::Input,
     store::Condition,
+    tree::{ScanOptions, TarTreeReader, TreeReader},
 };
 
 /// How a snapshot is saved. The default deduplicates against the group's head, if there is a group.
@@ -111,14 +112,28 @@ impl NewSection {
     /// changes in between makes the save fail.
     pub fn directory(role: Role, name: impl Into<String>, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let reader = TreeReader::open(path, ScanOptions::default())
-            .map_err(|e| Error::new(ErrorKind::Source, format!("cannot save {}", path.display())).because(e))?;
-        Ok(Self::tree(role, name, Input::Stream(Box::new(reader), path.display().to_string())))
+        let reader = TreeReader::open(path, ScanOptions::default()).map_err(|e| {
+            Error::new(ErrorKind::Source, format!("cannot save {}", path.display())).because(e)
+        })?;
+        Ok(Self::tree(
+            role,
+            name,
+            Input::Stream(Box::new(reader), path.display().to_string()),
+        ))
     }
 
     /// An uncompressed tar stream as a tree; `label` is what errors call it.
-    pub fn tar(role: Role, name: impl Into<String>, tar: impl Read + Send + 'static, label: impl Into<String>) -> Self {
-        Self::tree(role, name, Input::Stream(Box::new(TarTreeReader::new(tar)), label.into()))
+    pub fn tar(
+        role: Role,
+        name: impl Into<String>,
+        tar: impl Read + Send + 'static,
+        label: impl Into<String>,
+    ) -> Self {
+        Self::tree(
+            role,
+            name,
+            Input::Stream(Box::new(TarTreeReader::new(tar)), label.into()),
+        )
     }
 }
 
@@ -612,12 +627,23 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
 /// A save killed between its commit and its end leaves its lease, and perhaps its group's head where it was: ends it.
 async fn end_for_the_dead(store: &Store, snapshot: &SnapshotId) -> Result<()> {
     let backend = &**store.backend();
-    let Some((_, version)) = lease::read(backend, snapshot).await?.filter(|(record, _)| !record.is_live()) else {
+    let Some((_, version)) = lease::read(backend, snapshot)
+        .await?
+        .filter(|(record, _)| !record.is_live())
+    else {
         return Ok(());
     };
     let committed = Snapshot::open(store, snapshot).await?;
     if let Some(group) = &committed.metadata().group {
-        heads::advance(backend, group, snapshot, committed.metadata().created_unix_ms).await?;
+        heads::advance(
+            backend,
+            group,
+            snapshot,
+            committed.metadata().created_unix_ms,
+        )
+        .await?;
     }
-    backend.delete(&names::object(snapshot, names::LEASE), Some(&version)).await
+    backend
+        .delete(&names::object(snapshot, names::LEASE), Some(&version))
+        .await
 }

@@ -212,7 +212,9 @@ impl Pipeline<'_> {
     fn unknown_count(&self, pieces: &[Piece]) -> usize {
         let mut run = IdMap::default();
         for (number, piece) in pieces.iter().enumerate() {
-            let PieceKind::Chunk(id) = piece.kind else { return number };
+            let PieceKind::Chunk(id) = piece.kind else {
+                return number;
+            };
             if self.index.knows(&id) {
                 return number;
             }
