@@ -20,6 +20,8 @@ use std::{
 };
 
 pub use podsnap_format::codec::{Dtype, Policy};
+use std::{io::Read, path::Path};
+
 use podsnap_format::{
     Header, Key, Kind, Role, Shape, SnapshotId,
     manifest::{AddressRange, EncodedManifest},
