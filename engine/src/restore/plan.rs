@@ -70,7 +70,7 @@ impl Plan {
                             .or_insert(next);
                         if number == next {
                             self.chunks.push(PlannedChunk {
-                                chunk: chunk.clone(),
+                                chunk: *chunk,
                                 placements: Vec::with_capacity(1),
                             });
                         }

@@ -57,7 +57,10 @@ pub(super) struct Cutter {
 /// chunker. Only a guess is taken from here, and only guesses that hash to what they should be are used, so it does
 /// not matter which of the threads got here first.
 #[derive(Default)]
-pub(super) struct Successors(Mutex<HashMap<[u8; 8], ([u8; 8], u32)>>);
+pub(super) struct Successors(Mutex<HashMap<IdPrefix, (IdPrefix, u32)>>);
+
+/// The start of a chunk's id: enough for a guess.
+type IdPrefix = [u8; 8];
 
 impl Successors {
     fn record(&self, previous: &ChunkId, next: &ChunkId, len: usize) {
@@ -66,7 +69,7 @@ impl Successors {
     }
 
     /// The start of the id, and the length in bytes, of the chunk that followed `previous`.
-    fn after(&self, previous: &ChunkId) -> Option<([u8; 8], usize)> {
+    fn after(&self, previous: &ChunkId) -> Option<(IdPrefix, usize)> {
         let known = self.0.lock().expect("no panic while held");
         known
             .get(&previous.prefix())

@@ -611,13 +611,8 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
         Err(e) => return Err(e),
         Ok(_) => {}
     }
-    // A save killed between its commit and its end leaves its lease.
-    if let Ok(Some((record, version))) = lease::read(backend, snapshot).await
-        && !record.is_live()
-    {
-        let _ = backend
-            .delete(&names::object(snapshot, names::LEASE), Some(&version))
-            .await;
+    if let Err(error) = end_for_the_dead(store, snapshot).await {
+        tracing::warn!(%snapshot, %error, "what a killed save left could not be ended");
     }
     Err(Error::new(
         ErrorKind::Conflict,

@@ -90,13 +90,13 @@ impl<'a> Table<'a> {
 
     /// Where the chunk is; borrowed packs enter the table when they are first used.
     fn chunk(&mut self, number: u32) -> Chunk {
-        if let Some(chunk) = &self.chunks[number as usize] {
-            return chunk.clone();
+        if let Some(chunk) = self.chunks[number as usize] {
+            return chunk;
         }
         let base = self.index.chunks[number as usize]
             .base
             .expect("a chunk is stored by this save or by its base");
-        let mut chunk = self.index.base.chunks[base as usize].clone();
+        let mut chunk = self.index.base.chunks[base as usize];
         let packs = &mut self.packs;
         let info = &self.index.base.packs[chunk.location.pack as usize];
         chunk.location.pack = *self.borrowed.entry(chunk.location.pack).or_insert_with(|| {
@@ -107,7 +107,7 @@ impl<'a> Table<'a> {
                 packs.len() - 1
             }) as u32
         });
-        self.chunks[number as usize] = Some(chunk.clone());
+        self.chunks[number as usize] = Some(chunk);
         chunk
     }
 

@@ -295,8 +295,7 @@ impl Snapshot {
                 count += 1;
             }
             let read = self.read_object(start..end).await?;
-            for number in first..first + count {
-                let info = &infos[number];
+            for (number, info) in infos.iter().enumerate().skip(first).take(count) {
                 let bytes =
                     &read[(info.object_offset - start) as usize..][..info.object_len as usize];
                 segments.push(self.parse_segment(section, number, bytes)?);

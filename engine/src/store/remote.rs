@@ -252,7 +252,7 @@ impl Backend for RemoteBackend {
             .map_err(|e| convert(prefix, e))?;
         Ok(found
             .into_iter()
-            .map(|meta| self.meta(&meta.location.as_ref()[skip..].to_owned(), meta))
+            .map(|meta| self.meta(&meta.location.as_ref()[skip..], meta))
             .collect())
     }
 
