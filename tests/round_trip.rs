@@ -34,7 +34,7 @@ fn shapes() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// More than two of the 16 MiB that are cut as one task, of data that runs on over their borders.
+/// Many of the segments that are cut as one task, of data that runs on over their borders.
 fn long() -> Vec<u8> {
     let mut bytes = noise(5, 18 << 20);
     bytes.extend(vec![0; 15 << 20]);
@@ -310,7 +310,7 @@ async fn insertions_cost_what_they_insert() {
         (0, 4096),
         (0, 1),
         (5 << 20, 3 * 4096),
-        ((16 << 20) - 1000, 4097),
+        (4 * chunking::SEGMENT_LEN - 1000, 4097),
         (12_345_678, 1_234_567),
     ] {
         let changed = [&bytes[..at], &noise(99, len), &bytes[at..]].concat();
@@ -325,7 +325,11 @@ async fn insertions_cost_what_they_insert() {
 #[tokio::test(flavor = "multi_thread")]
 async fn removals_cost_next_to_nothing() {
     let bytes = long();
-    for (at, len) in [(0, 4096), (7_777_777, 1), ((16 << 20) - 1000, 123_457)] {
+    for (at, len) in [
+        (0, 4096),
+        (7_777_777, 1),
+        (4 * chunking::SEGMENT_LEN - 1000, 123_457),
+    ] {
         let changed = [&bytes[..at], &bytes[at + len..]].concat();
         let stats = resave(&bytes, &changed).await;
         assert!(

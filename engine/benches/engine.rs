@@ -1,5 +1,6 @@
 //! Rates of the engine's stages on one core, and of whole saves and restores in memory on all of them.
 
+#[allow(dead_code, reason = "shared with the tests of codecs")]
 #[path = "../../format/tests/codec/samples.rs"]
 mod samples;
 
@@ -12,15 +13,12 @@ use std::{
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use podsnap_engine::{
     Input, NewSection, Result, Role, SaveOptions, SnapshotId, Store,
-    chunking::{Chunker, content_defined, runs},
+    chunking::{Chunker, SEGMENT_LEN, content_defined, runs},
     format::ChunkId,
     restore::{RestoreOptions, Target},
 };
 
 const MIB: usize = 1 << 20;
-
-/// As many bytes as a save cuts as one task.
-const SEGMENT_LEN: usize = 16 * MIB;
 
 fn cutting(criterion: &mut Criterion) {
     let inputs = [

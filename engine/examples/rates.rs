@@ -10,16 +10,13 @@ use std::{collections::HashSet, error::Error, hint::black_box, ops::Range, time:
 
 use podsnap_engine::{
     Policy,
-    chunking::{Chunker, default_for, runs},
+    chunking::{Chunker, SEGMENT_LEN, default_for, runs},
     format::{
         ChunkId,
         codec::{Decoder, Encoder},
         frame::{append_frame, decode_frame, parse_frame},
     },
 };
-
-/// Bytes that a save cuts as one task.
-const SEGMENT_LEN: usize = 16 << 20;
 
 const RUNS: usize = 3;
 

@@ -173,8 +173,8 @@ proptest! {
                 bytes.resize(bytes.len() + ZERO_BLOCK, 0);
                 let at = bytes.len() - ZERO_BLOCK + place;
                 bytes[at] = 1;
-                block_is_zero.push(false);
             }
+            block_is_zero.resize(block_is_zero.len() + data, false);
         }
         if tail > 0 {
             bytes.resize(bytes.len() + tail, u8::from(!tail_is_zero));

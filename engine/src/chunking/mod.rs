@@ -14,6 +14,11 @@ pub use zeros::{Run, ZERO_BLOCK, runs};
 /// Length of a section, in bytes, from which on it is cut into chunks of 256 KiB on average by default; shorter ones into 64 KiB.
 pub const LARGE_SECTION: u64 = 16 << 30;
 
+/// Bytes of a section that are read and cut as one task, from multiples of this length on: runs and chunks end there. Smaller than the
+/// 64 MiB of the first design: what was read is still in the cache when it is cut and encoded, all cores end together, and a
+/// save needs little memory. A duplicate that crosses a border is grown over it, so little is lost there.
+pub const SEGMENT_LEN: usize = 4 << 20;
+
 /// Content-defined chunking with an average of some `2^avg_log2` bytes: at least half of it, at most four times it.
 pub fn content_defined(avg_log2: u32) -> ChunkingParams {
     ChunkingParams::Cdc {

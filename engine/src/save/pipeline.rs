@@ -24,15 +24,11 @@ use super::{
 };
 use crate::{
     base::{Content, IdMap},
+    chunking::SEGMENT_LEN,
     error::{Error, Result},
     progress::Progress,
     source::{Input, SectionStream, Source},
 };
-
-/// Bytes of a section that are read and cut as one task. Smaller than the 64 MiB of the first design: what was read is still in the
-/// cache when it is cut and encoded, all cores end together, and a save needs little memory. A duplicate that crosses a border is
-/// grown over it, so little is lost there.
-pub(super) const SEGMENT_LEN: usize = 4 << 20;
 
 /// Raw bytes that are encoded as one task.
 const BATCH_LEN: usize = 1 << 20;

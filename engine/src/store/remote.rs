@@ -75,11 +75,11 @@ impl RemoteBackend {
             .collect()
     }
 
-    fn meta(&self, name: &str, meta: object_store::ObjectMeta) -> ObjectMeta {
+    fn meta(&self, name: &str, meta: &object_store::ObjectMeta) -> ObjectMeta {
         ObjectMeta {
             name: name.to_owned(),
             len: meta.size,
-            version: version(meta.e_tag, meta.version),
+            version: version(meta.e_tag.clone(), meta.version.clone()),
         }
     }
 }
@@ -144,7 +144,7 @@ impl Backend for RemoteBackend {
             .get_opts(&self.path(name), options)
             .await
             .map_err(|e| convert(name, e))?;
-        let (offset, meta) = (got.range.start, self.meta(name, got.meta.clone()));
+        let (offset, meta) = (got.range.start, self.meta(name, &got.meta));
         let wanted = match &range {
             ReadRange::Exact(range) => range.end - range.start,
             ReadRange::Suffix(len) => (*len).min(meta.len),
@@ -179,7 +179,7 @@ impl Backend for RemoteBackend {
             .head(&self.path(name))
             .await
             .map_err(|e| convert(name, e))?;
-        Ok(self.meta(name, meta))
+        Ok(self.meta(name, &meta))
     }
 
     async fn put(&self, name: &str, bytes: Bytes, condition: Condition) -> Result<ObjectMeta> {
@@ -251,7 +251,7 @@ impl Backend for RemoteBackend {
             .await
             .map_err(|e| convert(prefix, e))?;
         Ok(found
-            .into_iter()
+            .iter()
             .map(|meta| self.meta(&meta.location.as_ref()[skip..], meta))
             .collect())
     }
