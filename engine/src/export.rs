@@ -183,10 +183,7 @@ impl Snapshot {
         };
         match done {
             Ok(()) => writer.finish_copy(self, all, &chunks).await,
-            Err(e) => {
-                let _ = writer.abort().await;
-                Err(e)
-            }
+            Err(e) => Err(writer.fail(e).await),
         }
     }
 

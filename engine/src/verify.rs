@@ -99,7 +99,9 @@ impl Snapshot {
         let mut report = VerifyReport::default();
         let mut plan = Plan::default();
         for (number, section) in sections.iter().enumerate() {
-            let (_, lost) = self.plan_section(&mut plan, number as u32, *section).await?;
+            let (_, lost) = self
+                .plan_section(&mut plan, number as u32, *section)
+                .await?;
             for (range, error) in lost {
                 let damage = self.lose(*section, range, &error);
                 note(&findings, damage.what, damage.lost);

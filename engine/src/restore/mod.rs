@@ -131,7 +131,9 @@ impl Snapshot {
         let mut damage = Vec::new();
         for (number, (section, _)) in targets.iter().enumerate() {
             raw_bytes += self.sections()[*section].length;
-            let (zeros, lost) = self.plan_section(&mut plan, number as u32, *section).await?;
+            let (zeros, lost) = self
+                .plan_section(&mut plan, number as u32, *section)
+                .await?;
             zero_bytes += zeros;
             for (range, error) in lost {
                 let lost = self.lose(*section, range, &error);
@@ -282,7 +284,10 @@ impl Snapshot {
             match segment {
                 Ok(segment) => zeros += plan.add_segment(target, info.section_offset, &segment),
                 Err(e) if is_damage(&e) => {
-                    lost.push((info.section_offset..info.section_offset + info.section_len, e));
+                    lost.push((
+                        info.section_offset..info.section_offset + info.section_len,
+                        e,
+                    ));
                 }
                 Err(e) => return Err(e),
             }
@@ -362,7 +367,12 @@ const MAX_NAMED: usize = 8;
 impl Damage {
     /// `error` with what is lost by it.
     fn refuse(&self, error: Error) -> Error {
-        let mut lost: Vec<_> = self.lost.iter().take(MAX_NAMED).map(LostRange::to_string).collect();
+        let mut lost: Vec<_> = self
+            .lost
+            .iter()
+            .take(MAX_NAMED)
+            .map(LostRange::to_string)
+            .collect();
         if self.lost.len() > MAX_NAMED {
             lost.push(format!("and {} more ranges", self.lost.len() - MAX_NAMED));
         }

@@ -106,19 +106,13 @@ impl SectionReader {
         let end = start + FRAME_HEADER_LEN as u64 + u64::from(chunk.location.encoded_len);
         let bytes = self.snapshot.read_pack(pack, start..end).await?;
         let mut raw = Vec::new();
-        frames::decode_checked(
-            &bytes,
-            chunk,
-            self.snapshot.key.as_ref(),
-            decoder,
-            &mut raw,
-        )
-        .map_err(|why| {
-            let object = self
-                .snapshot
-                .pack_object(&self.snapshot.directory().packs[pack as usize]);
-            Error::damaged(frames::place(&object, start), why)
-        })?;
+        frames::decode_checked(&bytes, chunk, self.snapshot.key.as_ref(), decoder, &mut raw)
+            .map_err(|why| {
+                let object = self
+                    .snapshot
+                    .pack_object(&self.snapshot.directory().packs[pack as usize]);
+                Error::damaged(frames::place(&object, start), why)
+            })?;
         Ok(raw)
     }
 }

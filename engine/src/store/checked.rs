@@ -38,7 +38,9 @@ impl Backend for Checked {
                     read.offset
                 ),
             )
-            .hint("try again; if it happens again, something between here and the store is broken"));
+            .hint(
+                "try again; if it happens again, something between here and the store is broken",
+            ));
         }
         Ok(read)
     }

@@ -158,7 +158,10 @@ pub(crate) fn too_short(name: &str, len: u64, range: &Range<u64>) -> Error {
     let from = range.start.max(len);
     Error::damaged(
         name,
-        format!("it ends at {len}, bytes {from} to {} are missing", range.end),
+        format!(
+            "it ends at {len}, bytes {from} to {} are missing",
+            range.end
+        ),
     )
 }
 
