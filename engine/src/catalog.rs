@@ -212,39 +212,55 @@ impl Store {
     /// If `id` is the head of its group, the newest other snapshot of the group takes its place, or nothing does.
     async fn move_head_away(&self, group: &str, id: &SnapshotId) -> Result<()> {
         let backend = &**self.backend();
-        let Some((head, version)) = heads::read(backend, group)
+        let Some((_, version)) = heads::read(backend, group)
             .await?
             .filter(|(head, _)| head.snapshot == *id)
         else {
             return Ok(());
         };
-        let rest = self.list().await?;
-        let next = rest.iter().find(|s| {
-            s.group.as_deref() == Some(group) && s.problem.is_none() && s.snapshot != id.as_str()
-        });
-        let moved =
-            match next.and_then(|next| Some((next.snapshot.parse().ok()?, next.created_unix_ms))) {
-                Some((snapshot, created_unix_ms)) => {
-                    let record = heads::encode(&heads::Head {
-                        snapshot,
-                        created_unix_ms,
-                    });
-                    backend
-                        .put(&names::head(group), record, Condition::Matches(version))
-                        .await
-                        .map(drop)
-                }
-                None => backend.delete(&names::head(group), Some(&version)).await,
-            };
+        let next = self.newest_but(group, id).await?;
+        let moved = match &next {
+            Some(next) => {
+                let condition = Condition::Matches(version);
+                backend
+                    .put(&names::head(group), heads::encode(next), condition)
+                    .await
+                    .map(drop)
+            }
+            None => backend.delete(&names::head(group), Some(&version)).await,
+        };
         match moved {
             // A save has moved it on already.
-            Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
-            Err(e) => Err(e.hint(format!(
-                "nothing was removed: the head of {group} could not be moved away from {}",
-                head.snapshot
-            ))),
-            Ok(()) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::Conflict => return Ok(()),
+            Err(e) => {
+                return Err(e.hint(format!(
+                    "nothing was removed: the head of {group} could not be moved away from {id}"
+                )));
+            }
+            Ok(()) => {}
         }
+        // A save that ended meanwhile left the head alone, because it named a newer snapshot then: this one.
+        match self.newest_but(group, id).await? {
+            Some(newest) if next.as_ref() != Some(&newest) => {
+                let (snapshot, created) = (&newest.snapshot, newest.created_unix_ms);
+                heads::advance(backend, group, snapshot, created).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The newest snapshot of the group other than `id`.
+    async fn newest_but(&self, group: &str, id: &SnapshotId) -> Result<Option<heads::Head>> {
+        let listed = self.list().await?;
+        let of_group = |s: &&Listed| {
+            s.group.as_deref() == Some(group) && s.problem.is_none() && s.snapshot != id.as_str()
+        };
+        Ok(listed.iter().find(of_group).and_then(|s| {
+            Some(heads::Head {
+                snapshot: s.snapshot.parse().ok()?,
+                created_unix_ms: s.created_unix_ms,
+            })
+        }))
     }
 }
 
