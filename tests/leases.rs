@@ -283,10 +283,8 @@ async fn a_lease_is_taken_over_at_once_if_its_holder_is_known_to_be_dead() {
         };
         // Dead, but nobody has asked for its exit status yet.
         child.kill().unwrap();
-        while fs::read_to_string(format!("/proc/{}/stat", living.pid))
-            .unwrap()
-            .contains(" S ")
-        {
+        let stat = format!("/proc/{}/stat", living.pid);
+        while !fs::read_to_string(&stat).unwrap().contains(") Z ") {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         for holder in [recycled, living.clone()] {
