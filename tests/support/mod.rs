@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod backend;
+pub mod pages;
 
 use std::{
     io::Cursor,
@@ -202,6 +203,11 @@ pub fn assert_bytes(found: &[u8], expected: &[u8], what: &str) {
 pub fn skipped(why: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
+/// Whether the tests that take minutes or gigabytes are wanted.
+pub fn long_tests() -> bool {
+    std::env::var_os("PODSNAP_LONG_TESTS").is_some_and(|wanted| wanted == "1")
 }
 
 /// A runtime for tests that call `block_on` many times, as property tests do.

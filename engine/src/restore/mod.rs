@@ -17,7 +17,11 @@ use std::{
     time::Instant,
 };
 
-use podsnap_format::{Shape, manifest::SectionInfo, tree::TreeTable};
+use podsnap_format::{
+    Shape,
+    manifest::SectionInfo,
+    tree::{MAX_TABLE_LEN, TreeTable},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use self::target::Target;
@@ -392,9 +396,6 @@ impl std::fmt::Display for LostRange {
         )
     }
 }
-
-/// An entry table longer than this, in bytes, is refused: at 60 bytes an entry it would describe 17 million files.
-const MAX_TABLE_LEN: u64 = 1 << 30;
 
 /// The name of a section that is not part of a gVisor image: its label, with everything that is no plain character
 /// percent-encoded, so that no name from a manifest can leave the directory.
