@@ -33,6 +33,7 @@ use self::{
     index::{SaveIndex, SavedSection},
     packer::{Packed, PackerQueue},
     pipeline::{Buffers, Pipeline},
+    proof::Proofs,
     seal::SectionShape,
 };
 use crate::{
@@ -325,6 +326,7 @@ impl SnapshotWriter {
                 index: &mut work.index,
                 progress: &options.progress,
                 cutter,
+                proofs: Proofs::default(),
                 policy: options.codec,
                 dtype: section.dtype,
                 cancelled: &failed,
