@@ -43,6 +43,7 @@ struct Inner {
     message: String,
     hint: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    maybe_absent: bool,
 }
 
 impl Error {
@@ -52,6 +53,7 @@ impl Error {
             message: message.into(),
             hint: None,
             source: None,
+            maybe_absent: false,
         }))
     }
 
@@ -59,6 +61,17 @@ impl Error {
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
+    }
+
+    /// The store forbids, and may do so because there is nothing: it does not tell this caller which.
+    pub(crate) fn maybe_absent(mut self) -> Self {
+        self.0.maybe_absent = true;
+        self
+    }
+
+    /// Whether an object is absent, or forbidden in a way that an absent one may be. Only for those who go on safely if it is there after all.
+    pub(crate) fn is_absence(&self) -> bool {
+        self.0.kind == ErrorKind::NotFound || self.0.maybe_absent
     }
 
     pub(crate) fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
