@@ -9,6 +9,7 @@ mod base;
 pub mod catalog;
 pub mod chunking;
 mod coverage;
+pub mod diff;
 mod error;
 pub mod export;
 mod frames;
