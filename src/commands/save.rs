@@ -1,9 +1,9 @@
 //! `podsnap save`: sources become sections of a new snapshot.
 
-use std::{collections::BTreeMap, str::FromStr, time::Duration};
+use std::{str::FromStr, time::Duration};
 
 use podsnap::{
-    Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotId,
+    Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotId, Store,
     chunking::{self, ChunkingParams},
     gvisor,
 };
@@ -123,40 +123,46 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     if args.sources.iter().filter(|s| s.is_stdin()).count() > 1 {
         return Err(Failure::usage("only one source can be standard input"));
     }
-    let mut sections = Vec::new();
-    let mut gvisor = BTreeMap::new();
-    for source in &args.sources {
-        if let SourceArg::Image(dir) = source {
-            gvisor = gvisor::read_metadata(dir)?;
-        }
-        sections.extend(source.sections()?);
-    }
     let options = SaveOptions {
         bases: args.base,
         group: args.group,
         codec: args.codec,
         labels: args.label.into_iter().collect(),
-        gvisor,
         cancel: context.cancel.clone(),
         ..SaveOptions::default()
     };
     let bar = context.bar(Doing::Saving, &options.progress);
-    let mut writer = store.save(&args.snapshot, options).await?;
-    for section in sections {
-        let chunking = args.chunking.map(|c| c.0).or(section.chunking);
-        let dtype = args.dtype.map(|d| d.0).or(section.dtype);
-        writer
-            .add(NewSection {
-                chunking,
-                dtype,
-                ..section
-            })
-            .await?;
-    }
-    let stats = writer.finish().await?;
+    let as_wanted = |section: NewSection| NewSection {
+        chunking: args.chunking.map(|c| c.0).or(section.chunking),
+        dtype: args.dtype.map(|d| d.0).or(section.dtype),
+        ..section
+    };
+    let stats = save(&store, &args.snapshot, &args.sources, options, as_wanted).await?;
     drop(bar);
     context.report(&Report::of(&stats), || summary(&stats))?;
     Ok(0)
+}
+
+/// Opens all sources, and saves them as the sections of one snapshot; `adjust` has the last word on each.
+pub async fn save(
+    store: &Store,
+    snapshot: &SnapshotId,
+    sources: &[SourceArg],
+    mut options: SaveOptions,
+    adjust: impl Fn(NewSection) -> NewSection,
+) -> Result<SaveStats, Failure> {
+    let mut sections = Vec::new();
+    for source in sources {
+        if let SourceArg::Image(dir) = source {
+            options.gvisor = gvisor::read_metadata(dir)?;
+        }
+        sections.extend(source.sections()?);
+    }
+    let mut writer = store.save(snapshot, options).await?;
+    for section in sections {
+        writer.add(adjust(section)).await?;
+    }
+    Ok(writer.finish().await?)
 }
 
 /// The statistics, with what scripts would otherwise have to work out.
