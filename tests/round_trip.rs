@@ -291,9 +291,9 @@ async fn resave(original: &[u8], changed: &[u8]) -> SaveStats {
     stats
 }
 
-/// A chunk is at most 256 KiB long by default. A change costs a chunk or two at its place and, because it shifts what follows,
-/// at the next border of a task and at both ends of the zeros, which no longer lie on the grid.
-const AROUND_A_CHANGE: u64 = 4 * (256 << 10);
+/// A chunk is at most 256 KiB long by default. A change costs a chunk or two at its place; what it shifts is found again, across
+/// the borders of segments too, but for a page at either end of the zeros, which no longer lie on the grid.
+const AROUND_A_CHANGE: u64 = 2 * (256 << 10);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unchanged_section_costs_nothing_but_its_map() {

@@ -74,7 +74,7 @@ impl Store {
     pub fn from_backend(url: &str, backend: Arc<dyn store::Backend>, key: Option<Key>) -> Self {
         Self(Arc::new(Inner {
             url: url.to_owned(),
-            backend,
+            backend: Arc::new(store::Checked(backend)),
             key,
             pool: OnceLock::new(),
         }))
@@ -99,6 +99,9 @@ impl Store {
         self.0.pool.get_or_init(|| {
             rayon::ThreadPoolBuilder::new()
                 .thread_name(|i| format!("podsnap-{i}"))
+                // Sources and targets may be the caller's: their panic fails the one operation, which notices that its
+                // answer never comes, and not the process.
+                .panic_handler(|_| ())
                 .build()
                 .expect("the system can start threads")
         })

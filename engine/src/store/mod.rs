@@ -4,6 +4,7 @@
 //! which backend it talks to. The composite engine for Google Cloud Storage takes the place of the generic adapter
 //! under `gs://` by implementing the same [`Backend`].
 
+mod checked;
 mod local;
 mod remote;
 
@@ -12,6 +13,7 @@ use std::{fmt, ops::Range, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub(crate) use checked::Checked;
 pub use local::LocalBackend;
 pub use remote::RemoteBackend;
 
@@ -148,6 +150,18 @@ pub(crate) fn not_found(name: &str) -> Error {
     Error::new(
         ErrorKind::NotFound,
         format!("{name} does not exist in the store"),
+    )
+}
+
+/// The error for an object that ends before a range that was asked for does.
+pub(crate) fn too_short(name: &str, len: u64, range: &Range<u64>) -> Error {
+    let from = range.start.max(len);
+    Error::damaged(
+        name,
+        format!(
+            "it ends at {len}, bytes {from} to {} are missing",
+            range.end
+        ),
     )
 }
 
