@@ -188,7 +188,8 @@ mod tests {
 
     #[test]
     fn every_difference_is_seen() {
-        let changes: [(&str, &dyn Fn(&Path)); 5] = [
+        type Change<'a> = (&'a str, &'a dyn Fn(&Path));
+        let changes: [Change; 5] = [
             ("from byte 2097160 on", &|root| {
                 let file = File::options()
                     .write(true)
