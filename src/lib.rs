@@ -137,6 +137,11 @@
 //! Saving, opening, restoring and verifying never list a bucket; [listing](Store::list) and [removing](Store::remove) do. Any other kind of
 //! store is a [`Backend`](store::Backend), handed to [`Store::from_backend`].
 //!
+//! # Inspecting
+//!
+//! [`Snapshot::inspect`] says what a snapshot consists of: what it has twice, what it borrows and from whom, and which files and ranges
+//! cost most. It reads the manifest and the trees' entry tables, none of the data. See [`InspectReport`](inspect::InspectReport).
+//!
 //! # Verifying, and digests
 //!
 //! [`Snapshot::verify`] reads and checks all that a snapshot needs, or a sample of it. Restoring checks every chunk, too, and fails rather

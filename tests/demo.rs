@@ -106,6 +106,10 @@ fn check_figures(figures: &Value) {
         0
     );
     assert_eq!(figures["verify"]["sound"], true, "{figures}");
+    assert_eq!(
+        figures["second"]["inspect"]["borrowed"][0]["snapshot"],
+        "first"
+    );
     assert_eq!(figures["alive"]["goes_on"], true, "{figures}");
     let counted = |at: usize| number(&format!("/alive/counted/{at}"));
     assert!(number("/first/count") < number("/second/count"));
@@ -140,6 +144,12 @@ fn check_weights_are_stored_once(figures: &Value) {
         "{found_twice} of {weights} bytes were found twice"
     );
     assert!(figures["first"]["stored_bytes"].as_u64().unwrap() < weights);
+    let longest = &figures["first"]["inspect"]["duplicates"][0];
+    assert!(
+        longest["bytes"].as_u64().unwrap() * 2 > weights,
+        "{longest}"
+    );
+    assert_eq!(longest["of"]["section"], "memory");
     assert!(figures["compare"]["bytes"].as_u64().unwrap() > 2 * weights);
 }
 
@@ -182,6 +192,7 @@ fn people_read_one_line_for_each_step_and_can_keep_the_store() {
     };
     let lines = [
         "save     first",
+        "inspect  first",
         "save     second",
         "verify   second",
         "restore  second",

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use podsnap::{SaveStats, Snapshot, restore::RestoreStats, verify::VerifyReport};
+use podsnap::{RestoreStats, SaveStats, VerifyReport, inspect::InspectReport};
 use serde::Serialize;
 
 use super::compare::Comparison;
@@ -50,31 +50,10 @@ impl Figures {
 pub struct Moment {
     /// What the pod had counted to.
     pub count: u64,
-    pub sections: Vec<Section>,
     pub stored_bytes: u64,
     #[serde(flatten)]
     pub stats: SaveStats,
-}
-
-impl Moment {
-    pub fn new(count: u64, stats: SaveStats, snapshot: &Snapshot) -> Self {
-        let section = |info: &podsnap::format::SectionInfo| Section {
-            section: info.title(),
-            bytes: info.length,
-        };
-        Self {
-            count,
-            sections: snapshot.sections().iter().map(section).collect(),
-            stored_bytes: stats.stored_bytes(),
-            stats,
-        }
-    }
-}
-
-#[derive(Debug, Serialize)]
-pub struct Section {
-    pub section: String,
-    pub bytes: u64,
+    pub inspect: InspectReport,
 }
 
 #[derive(Debug, Serialize)]

@@ -1,4 +1,4 @@
-//! `podsnap demo`: a live pod is saved, changes, is saved again, verified, restored, compared with what it was, and goes on.
+//! `podsnap demo`: a live pod is saved, inspected, changes, is saved again, verified, restored, compared with what it was, and goes on.
 //!
 //! Every step is the library's, as the other commands use it; what is here makes the pod, looks at what comes out, and removes
 //! everything in the end, however that comes. The pod is a gVisor sandbox where there can be one, else a plain process.
@@ -16,7 +16,8 @@ mod story;
 use std::{path::Path, path::PathBuf, time::Duration};
 
 use podsnap::{
-    SaveOptions, Snapshot, SnapshotId, Store, restore::RestoreOptions, verify::VerifyOptions,
+    RestoreOptions, SaveOptions, Snapshot, SnapshotId, Store, VerifyOptions,
+    inspect::InspectOptions,
 };
 
 use self::{
@@ -146,6 +147,7 @@ impl Demo {
 
         let (first, _) = self.save(store, "first", &[], context).await?;
         say(story::first(self.way, &first))?;
+        say(story::inspected(&first.inspect))?;
 
         self.pod.go_on()?;
         pause(BETWEEN, &context.cancel).await?;
@@ -202,7 +204,7 @@ impl Demo {
         })
     }
 
-    /// Saves the pod as it was frozen, and opens what was saved.
+    /// Saves the pod as it was frozen, and opens and inspects what was saved.
     async fn save(
         &self,
         store: &Store,
@@ -224,7 +226,17 @@ impl Demo {
         let stats = save::save(store, &id(name), &sources, options, |section| section).await?;
         drop(bar);
         let snapshot = store.snapshot(&id(name)).await?;
-        Ok((Moment::new(self.pod.count(), stats, &snapshot), snapshot))
+        let options = InspectOptions {
+            top: 3,
+            cancel: context.cancel.clone(),
+        };
+        let moment = Moment {
+            count: self.pod.count(),
+            stored_bytes: stats.stored_bytes(),
+            stats,
+            inspect: snapshot.inspect(&options).await?,
+        };
+        Ok((moment, snapshot))
     }
 }
 

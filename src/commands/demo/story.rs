@@ -2,7 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use podsnap::restore::RestoreStats;
+use podsnap::{
+    RestoreStats,
+    inspect::{InspectReport, Place},
+};
 
 use super::{
     compare::Comparison,
@@ -32,9 +35,10 @@ pub fn opening(way: Way, limits: &[String]) -> String {
 pub fn first(way: Way, moment: &Moment) -> String {
     let stats = &moment.stats;
     let parts: Vec<_> = moment
+        .inspect
         .sections
         .iter()
-        .map(|s| format!("{} {}", s.section, bytes(s.bytes)))
+        .map(|s| format!("{} {}", s.section, bytes(s.raw_bytes)))
         .collect();
     let mut text = format!(
         "save     first, with the pod at count {}: {} in {}, {}\n",
@@ -70,6 +74,26 @@ pub fn first(way: Way, moment: &Moment) -> String {
         stats.raw_bytes as f64 / moment.stored_bytes as f64
     ));
     text
+}
+
+/// Where the model was found the second time.
+pub fn inspected(report: &InspectReport) -> String {
+    let place = |place: &Place| match &place.path {
+        Some(path) => format!("{path} in {}", place.section),
+        None => place.section.clone(),
+    };
+    let Some(longest) = report.duplicates.first() else {
+        return String::new();
+    };
+    format!(
+        "inspect  first: {} at byte {} of {}\n\
+         \x20        is the same as at byte {} of {}\n",
+        bytes(longest.bytes),
+        longest.at.offset,
+        place(&longest.at),
+        longest.of.offset,
+        place(&longest.of),
+    )
 }
 
 pub fn second(moment: &Moment, share: f64) -> String {
