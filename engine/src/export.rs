@@ -54,6 +54,35 @@ pub(crate) struct CopiedFrames {
 
 impl Snapshot {
     /// Writes the snapshot to a new file, which appears when it is whole.
+    ///
+    /// ```
+    /// # use podsnap_engine as podsnap;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use podsnap::{Input, NewSection, Role, SaveOptions};
+    /// # let store = podsnap::Store::open("memory://export")?;
+    /// # let mut writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+    /// # let numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+    /// # for name in ["", "second"] {
+    /// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+    /// #     writer.add(NewSection::blob(Role::Memory, name, input)).await?;
+    /// # }
+    /// # writer.finish().await?;
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let file = dir.path().join("web-1.podsnap");
+    /// use podsnap::{CancellationToken, Progress, Snapshot, Store};
+    ///
+    /// let snapshot = store.snapshot(&"web-1".parse()?).await?;
+    /// snapshot.export(&store, &file, &Progress::default(), &CancellationToken::new()).await?;
+    ///
+    /// // Elsewhere.
+    /// let store = Store::open("memory://elsewhere")?;
+    /// let exported = Snapshot::open_export(&file, None).await?;
+    /// exported.copy_to(&store, exported.id(), SaveOptions::default()).await?;
+    /// assert_eq!(store.list().await?[0].snapshot, "web-1");
+    /// # Ok(()) }
+    /// ```
     pub async fn export(
         &self,
         store: &Store,

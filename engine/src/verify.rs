@@ -39,7 +39,34 @@ use crate::{
 /// A pack's index longer than this, in bytes, is refused.
 const MAX_INDEX_LEN: u64 = 1 << 30;
 
-/// What is verified, and how thoroughly.
+/// What is verified, and how thoroughly. The default verifies everything.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use podsnap::{Input, NewSection, Role, SaveOptions};
+/// # let store = podsnap::Store::open("memory://verify")?;
+/// # let mut writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+/// # let numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+/// # for name in ["", "second"] {
+/// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+/// #     writer.add(NewSection::blob(Role::Memory, name, input)).await?;
+/// # }
+/// # writer.finish().await?;
+///
+/// use podsnap::VerifyOptions;
+///
+/// let snapshot = store.snapshot(&"web-1".parse()?).await?;
+/// let everything = snapshot.verify(&store, &VerifyOptions::default()).await?;
+/// let one_in_twenty = VerifyOptions {
+///     sample: Some(0.05),
+///     ..VerifyOptions::default()
+/// };
+/// let sample = snapshot.verify(&store, &one_in_twenty).await?;
+/// assert!(sample.is_sound() && sample.chunks < everything.chunks);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct VerifyOptions {
     /// Numbers of the sections; all if empty.

@@ -33,7 +33,32 @@ const MAP_READ_LEN: u64 = 8 << 20;
 /// A directory longer than this, in bytes, is refused: no real one comes near it.
 const MAX_DIRECTORY_LEN: u64 = 256 << 20;
 
-/// A snapshot, open for reading.
+/// A committed snapshot, open for reading; [`Store::snapshot`] opens one, [`Snapshot::open_export`] one in a file. It never changes. Clones are cheap.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use podsnap::{Input, NewSection, Role, SaveOptions};
+/// # let store = podsnap::Store::open("memory://snapshot")?;
+/// # let mut writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+/// # let numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+/// # for name in ["", "second"] {
+/// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+/// #     writer.add(NewSection::blob(Role::Memory, name, input)).await?;
+/// # }
+/// # writer.finish().await?;
+///
+/// let snapshot = store.snapshot(&"web-1".parse()?).await?;
+/// for section in snapshot.sections() {
+///     println!("{}: {} bytes", section.title(), section.length);
+/// }
+/// println!("written by {}", snapshot.metadata().writer);
+///
+/// let report = snapshot.verify(&store, &podsnap::VerifyOptions::default()).await?;
+/// assert!(report.is_sound(), "{:?}", report.damage);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub(crate) backend: Arc<dyn Backend>,
@@ -121,7 +146,8 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Opens an exported snapshot in a local file.
+    /// Opens an exported snapshot in a local file, which [`export`](Snapshot::export) wrote. It needs no store of its own; where methods ask for one, any
+    /// will do: they only use its threads.
     pub async fn open_export(path: impl AsRef<std::path::Path>, key: Option<Key>) -> Result<Self> {
         let path = std::path::absolute(path.as_ref())
             .map_err(|e| Error::source(path.as_ref().display(), e))?;
@@ -202,7 +228,8 @@ impl Snapshot {
         self.directory.digest
     }
 
-    /// An error unless the snapshot has this digest, given as hex.
+    /// An error unless the snapshot has this digest, given as hex. Whoever keeps [`SaveStats::digest`](crate::SaveStats::digest) in another place than the
+    /// store notices by it if anything in the store was replaced.
     pub fn demand_digest(&self, expected: &str) -> Result<()> {
         let found = self.digest().to_string();
         if found.eq_ignore_ascii_case(expected) {

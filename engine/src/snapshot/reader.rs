@@ -18,7 +18,30 @@ use crate::{
     frames,
 };
 
-/// Reads ranges of one section.
+/// Reads ranges of one section; [`Snapshot::reader`] makes one. Only what a range touches is fetched, and it is checked before it is handed out.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use podsnap::{Input, NewSection, Role, SaveOptions};
+/// # let store = podsnap::Store::open("memory://reader")?;
+/// # let mut writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+/// # let numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+/// # for name in ["", "second"] {
+/// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+/// #     writer.add(NewSection::blob(Role::Memory, name, input)).await?;
+/// # }
+/// # writer.finish().await?;
+///
+/// let snapshot = store.snapshot(&"web-1".parse()?).await?;
+/// let section = snapshot.find_section(Role::Memory, "")?;
+/// let reader = snapshot.reader(section);
+/// let mut number = [0; 4];
+/// reader.read_at(&mut number, 4 * 1234).await?;
+/// assert_eq!(u32::from_le_bytes(number), 1234);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct SectionReader {
     snapshot: Snapshot,
