@@ -59,7 +59,10 @@ fn in_memory() -> Scratch {
 
 fn in_directory(key: Option<Key>) -> Scratch {
     let dir = tempfile::tempdir().unwrap();
-    let options = OpenOptions { sync: false };
+    let options = OpenOptions {
+        sync: false,
+        ..OpenOptions::default()
+    };
     Scratch {
         store: Store::open_with(dir.path().to_str().unwrap(), &options, key).unwrap(),
         _dir: Some(dir),
@@ -244,7 +247,10 @@ async fn exports_hold_what_the_snapshot_borrows() {
 async fn a_keyed_store_opens_with_its_key_only() {
     let dir = tempfile::tempdir().unwrap();
     let open = |key: Option<[u8; 32]>| {
-        let options = OpenOptions { sync: false };
+        let options = OpenOptions {
+            sync: false,
+            ..OpenOptions::default()
+        };
         Store::open_with(dir.path().to_str().unwrap(), &options, key.map(Key::new)).unwrap()
     };
     save_one(

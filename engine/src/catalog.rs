@@ -4,7 +4,7 @@
 //! keeps it too. The manifest goes before the packs, and these only if nobody has come to rely on them meanwhile.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use podsnap_format::{SnapshotId, header::PackName};
+use podsnap_format::SnapshotId;
 
 use crate::{
     Store,
@@ -310,7 +310,7 @@ fn own_objects<'a>(
     objects.iter().filter(move |object| {
         object.name.split_once('/').is_some_and(|(dir, name)| {
             dir == id.as_str()
-                && (name.parse::<PackName>().is_ok()
+                && (names::is_of_pack(name)
                     || [names::MANIFEST, names::LEASE, names::WORKING_SET].contains(&name))
         })
     })

@@ -78,7 +78,7 @@ pub(crate) async fn read(backend: &dyn Backend, group: &str) -> Result<Option<(H
         .read(&name, ReadRange::Suffix(MAX_HEAD_LEN), None)
         .await
     {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.is_absence() => return Ok(None),
         read => read?,
     };
     let damaged = |why: String| {

@@ -10,6 +10,7 @@ mod base;
 mod catalog;
 pub mod chunking;
 mod coverage;
+pub mod diff;
 mod error;
 mod export;
 mod frames;

@@ -551,7 +551,8 @@ impl SnapshotWriter {
     async fn committed(&self) -> Result<bool> {
         match Snapshot::open(&self.store, &self.header.snapshot).await {
             Ok(snapshot) => Ok(snapshot.directory().header.attempt == self.header.attempt),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            // The lease beside it was read just now: if the caller may read here, what is refused is not there.
+            Err(e) if e.is_absence() => Ok(false),
             Err(e) => Err(e),
         }
     }
@@ -607,6 +608,7 @@ async fn open_bases(store: &Store, wanted: &[WantedBase]) -> Result<Vec<Snapshot
         match Snapshot::open(store, &base.id).await {
             Ok(snapshot) => opened.push(snapshot),
             Err(e) if e.kind() == ErrorKind::NotFound => base.is_gone()?,
+            Err(e) if e.is_absence() && !base.required => base.is_gone()?,
             Err(e) => return Err(e),
         }
     }
@@ -654,7 +656,8 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
         .head(&names::object(snapshot, names::MANIFEST))
         .await
     {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        // Creating the manifest has the last word.
+        Err(e) if e.is_absence() => return Ok(()),
         Err(e) => return Err(e),
         Ok(_) => {}
     }

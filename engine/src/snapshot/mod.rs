@@ -200,7 +200,7 @@ impl Snapshot {
     pub(crate) async fn still_there(&self) -> Result<bool> {
         match self.backend.head(&self.object).await {
             Ok(meta) => Ok(meta.version == self.version),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) if e.is_absence() => Ok(false),
             Err(e) => Err(e),
         }
     }
