@@ -223,7 +223,7 @@ impl Demo {
         };
         let bar = context.bar(Doing::Saving, &options.progress);
         let sources = self.pod.sources(name);
-        let stats = save::save(store, &id(name), &sources, options, |section| section).await?;
+        let stats = save::save(store, &id(name), sources, options, |section| section).await?;
         drop(bar);
         let snapshot = store.snapshot(&id(name)).await?;
         let options = InspectOptions {
