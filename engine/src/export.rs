@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io::{BufWriter, Write},
+    ops::Range,
     path::Path,
     sync::Arc,
 };
@@ -255,41 +256,44 @@ impl Snapshot {
         read: PlannedRead,
         bytes: Bytes,
     ) -> Result<CopiedFrames> {
-        let object = self.pack_object(&self.directory().packs[read.pack as usize]);
         let key = self.key.clone();
+        let (all, range, numbers) = (chunks.clone(), read.range.clone(), read.chunks.clone());
+        let checked_bytes = bytes.clone();
         let (sender, receiver) = tokio::sync::oneshot::channel();
         store.pool().spawn_fifo(move || {
-            let check = || {
-                let (mut decoder, mut raw) = (Decoder::new(), Vec::new());
-                let mut copied = Vec::with_capacity(bytes.len());
-                for planned in &chunks[read.chunks.clone()] {
-                    let frame = planned.frame();
-                    let from = (frame.start - read.range.start) as usize;
-                    let encoded = &bytes[from..from + (frame.end - frame.start) as usize];
-                    frames::decode_checked(
-                        encoded,
-                        &planned.chunk,
-                        key.as_ref(),
-                        &mut decoder,
-                        &mut raw,
-                    )
-                    .map_err(|why| Error::damaged(frames::place(&object, frame.start), why))?;
-                    copied.extend_from_slice(encoded);
-                }
-                Ok(CopiedFrames {
-                    bytes: copied,
-                    chunks: read.chunks.clone(),
-                })
-            };
-            let _ = sender.send(check());
+            let (mut decoder, mut raw) = (Decoder::new(), Vec::new());
+            let wrong = numbers.filter(|number| {
+                let planned = &all[*number];
+                let encoded = &checked_bytes[within(&planned.frame(), &range)];
+                let chunk = &planned.chunk;
+                frames::decode_checked(encoded, chunk, key.as_ref(), &mut decoder, &mut raw)
+                    .is_err()
+            });
+            let _ = sender.send(wrong.collect::<Vec<usize>>());
         });
-        receiver.await.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::Store,
-                "a worker thread died while copying",
-            ))
+        let wrong = receiver
+            .await
+            .map_err(|_| Error::new(ErrorKind::Store, "a worker thread died while copying"))?;
+        let mut copied = Vec::with_capacity(bytes.len());
+        for number in read.chunks.clone() {
+            let planned = &chunks[number];
+            if wrong.binary_search(&number).is_ok() {
+                let frame = self.read_chunk(&planned.chunk, &mut Vec::new()).await?;
+                copied.extend_from_slice(&frame);
+            } else {
+                copied.extend_from_slice(&bytes[within(&planned.frame(), &read.range)]);
+            }
+        }
+        Ok(CopiedFrames {
+            bytes: copied,
+            chunks: read.chunks,
         })
     }
+}
+
+/// Where a frame stands in the bytes of a read.
+fn within(frame: &Range<u64>, read: &Range<u64>) -> Range<usize> {
+    (frame.start - read.start) as usize..(frame.end - read.start) as usize
 }
 
 fn plan_all(all: &[(SectionInfo, Vec<Segment>)]) -> Plan {

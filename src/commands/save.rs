@@ -147,7 +147,7 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// Saves the sources as the sections of one snapshot; `adjust` has the last word on each section.
+/// Opens all sources, and saves them as the sections of one snapshot; `adjust` has the last word on each.
 pub async fn save(
     store: &Store,
     snapshot: &SnapshotId,
@@ -156,9 +156,8 @@ pub async fn save(
     adjust: impl Fn(NewSection) -> NewSection,
 ) -> Result<SaveStats, Failure> {
     let (sections, gvisor) = open(sources, &options.cancel).await?;
-    let mut writer = store
-        .save(snapshot, SaveOptions { gvisor, ..options })
-        .await?;
+    let options = SaveOptions { gvisor, ..options };
+    let mut writer = store.save(snapshot, options).await?;
     for section in sections {
         if let Err(e) = writer.add(adjust(section)).await {
             // The process ends too soon for a writer that is merely dropped to remove what it wrote.

@@ -9,8 +9,9 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use podsnap_format::{
-    Digest, FOOTER_LEN, Footer, Key, Kind, Role, SnapshotId,
-    manifest::{Directory, PackInfo, SectionInfo, Segment},
+    Digest, FOOTER_LEN, FRAME_HEADER_LEN, Footer, Key, Kind, Role, SnapshotId,
+    codec::Decoder,
+    manifest::{Chunk, Directory, PackInfo, SectionInfo, Segment},
 };
 
 pub use reader::SectionReader;
@@ -18,6 +19,7 @@ pub use reader::SectionReader;
 use crate::{
     Store,
     error::{Error, ErrorKind, Result},
+    frames,
     metadata::Metadata,
     names,
     store::{Backend, LocalBackend, ReadBytes, ReadRange, Version},
@@ -123,13 +125,15 @@ impl Snapshot {
     /// Opens a snapshot of the store.
     pub(crate) async fn open(store: &Store, id: &SnapshotId) -> Result<Self> {
         let object = names::object(id, names::MANIFEST);
-        let opened = Self::open_object(
-            store.backend().clone(),
-            object,
-            Kind::Manifest,
-            store.key().cloned(),
-        )
-        .await;
+        let open = || {
+            Self::open_object(
+                store.backend().clone(),
+                object.clone(),
+                Kind::Manifest,
+                store.key().cloned(),
+            )
+        };
+        let opened = frames::reread(open).await;
         let snapshot = opened.map_err(|e| match e.kind() {
             ErrorKind::NotFound => Error::new(
                 ErrorKind::NotFound,
@@ -324,6 +328,29 @@ impl Snapshot {
         }
     }
 
+    /// Reads one chunk into `raw`; returns its frame. One that does not check out is read again: if the same bytes come twice, the
+    /// store has them so.
+    pub(crate) async fn read_chunk(&self, chunk: &Chunk, raw: &mut Vec<u8>) -> Result<Bytes> {
+        let start = chunk.location.offset;
+        let end = start + FRAME_HEADER_LEN as u64 + u64::from(chunk.location.encoded_len);
+        let mut decoder = Decoder::new();
+        let mut before = None;
+        for reread in 0.. {
+            let bytes = self.read_pack(chunk.location.pack, start..end).await?;
+            let why =
+                match frames::decode_checked(&bytes, chunk, self.key.as_ref(), &mut decoder, raw) {
+                    Ok(()) => return Ok(bytes),
+                    Err(why) => why,
+                };
+            if before.as_ref() == Some(&bytes) || reread == frames::REREADS {
+                let object = self.pack_object(&self.directory.packs[chunk.location.pack as usize]);
+                return Err(Error::damaged(frames::place(&object, start), why));
+            }
+            before = Some(bytes);
+        }
+        unreachable!("the loop ends by returning")
+    }
+
     /// The version to read a pack at, if the store gave one.
     fn pack_version(&self, pack: &PackInfo) -> Option<Version> {
         match (pack.name.is_empty(), pack.version.is_empty()) {
@@ -336,10 +363,12 @@ impl Snapshot {
     /// One segment of a section's extent map.
     pub(crate) async fn load_segment(&self, section: usize, segment: usize) -> Result<Segment> {
         let info = &self.sections()[section].segments[segment];
-        let bytes = self
-            .read_object(info.object_offset..info.object_offset + info.object_len)
-            .await?;
-        self.parse_segment(section, segment, &bytes)
+        let range = info.object_offset..info.object_offset + info.object_len;
+        frames::reread(|| async {
+            let bytes = self.read_object(range.clone()).await?;
+            self.parse_segment(section, segment, &bytes)
+        })
+        .await
     }
 
     /// All segments of a section's extent map, in a few large reads.
@@ -367,7 +396,10 @@ impl Snapshot {
             for (number, info) in infos.iter().enumerate().skip(first).take(count) {
                 let bytes =
                     &read[(info.object_offset - start) as usize..][..info.object_len as usize];
-                segments.push(self.parse_segment(section, number, bytes));
+                segments.push(match self.parse_segment(section, number, bytes) {
+                    Err(_) => self.load_segment(section, number).await,
+                    parsed => parsed,
+                });
             }
         }
         Ok(segments)
