@@ -17,6 +17,8 @@ pub const REFUSED: u8 = 4;
 pub const DAMAGED: u8 = 5;
 /// Ended by a signal.
 pub const INTERRUPTED: u8 = 130;
+/// Whoever read standard output had enough before the end; what the shell says of programs that SIGPIPE ends.
+pub const CLOSED_PIPE: u8 = 141;
 
 /// Why a command did not do what it was asked to.
 #[derive(Debug)]
@@ -44,6 +46,11 @@ impl Failure {
 
     pub fn other(message: impl Into<String>) -> Self {
         Self::new("failed", FAILED, message)
+    }
+
+    /// A source that cannot be read.
+    pub fn source(message: impl Into<String>) -> Self {
+        Self::new("source", FAILED, message)
     }
 
     pub fn interrupted() -> Self {

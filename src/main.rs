@@ -58,13 +58,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
 fn refused(e: &clap::Error) -> ExitCode {
     let asked_for = matches!(e.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion);
     if !asked_for && std::env::args_os().any(|a| a == "--json") {
-        let text = e.to_string();
-        let first = text
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .trim_start_matches("error: ");
-        Failure::usage(first).hint("see podsnap --help").print(true);
+        Failure::usage(problem(e))
+            .hint("see podsnap --help")
+            .print(true);
     } else {
         // A closed pipe is no reason to complain to it.
         let _ = e.print();
@@ -74,6 +70,17 @@ fn refused(e: &clap::Error) -> ExitCode {
     } else {
         exit::USAGE.into()
     }
+}
+
+/// What clap complains about, without its advice, as one line.
+fn problem(e: &clap::Error) -> String {
+    if e.kind() == ClapKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "a command is missing".to_owned();
+    }
+    let text = e.to_string();
+    let lines = text.lines().take_while(|line| !line.is_empty());
+    let lines: Vec<_> = lines.map(str::trim).collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 fn start_logging(verbose: u8) {

@@ -79,8 +79,16 @@ impl Error {
     }
 
     pub(crate) fn target(what: impl fmt::Display, err: io::Error) -> Self {
-        let full = err.kind() == io::ErrorKind::StorageFull;
-        let error = Self::new(ErrorKind::Target, format!("cannot write {what}")).because(err);
+        Self::target_action("write", what, err)
+    }
+
+    /// Something other than writing that could not be done in a restore's target.
+    pub(crate) fn target_action(action: &str, what: impl fmt::Display, err: io::Error) -> Self {
+        let full = matches!(
+            err.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        );
+        let error = Self::new(ErrorKind::Target, format!("cannot {action} {what}")).because(err);
         if full {
             error.hint("free space there, or restore to another file system")
         } else {

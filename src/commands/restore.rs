@@ -103,8 +103,7 @@ async fn to_stdout(
                 .hint(format!("name one by --section: {}", titles.join(", "))));
         }
     };
-    output::section(snapshot, section, &context.cancel).await?;
-    Ok(0)
+    output::section(snapshot, section, &context.cancel).await
 }
 
 fn summary(snapshot: &Snapshot, dir: &Path, stats: &RestoreStats) -> String {

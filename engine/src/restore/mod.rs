@@ -17,6 +17,7 @@ use std::{
 };
 
 use podsnap_format::{Shape, manifest::SectionInfo, tree::TreeTable};
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 use tokio_util::sync::CancellationToken;
 
 pub use self::target::Target;
@@ -95,8 +96,7 @@ impl Snapshot {
         dir: &Path,
         options: &RestoreOptions,
     ) -> Result<RestoreStats> {
-        let dir = std::path::absolute(dir).map_err(|e| Error::target(dir.display(), e))?;
-        check_vacant(&dir)?;
+        let dir = vacant(dir)?;
         let partial = Partial::create(&dir)?;
         let sections = self.chosen(options)?;
         let mut targets: Vec<(usize, Arc<dyn Target>)> = Vec::new();
@@ -319,8 +319,11 @@ impl std::fmt::Display for LostRange {
 /// An entry table longer than this, in bytes, is refused: at 60 bytes an entry it would describe 17 million files.
 const MAX_TABLE_LEN: u64 = 1 << 30;
 
+/// Longest name that file systems take, in bytes.
+const MAX_FILE_NAME_LEN: usize = 255;
+
 /// The name of a section that is not part of a gVisor image: its label, with everything that is no plain character
-/// percent-encoded, so that no name from a manifest can leave the directory.
+/// percent-encoded, so that no name from a manifest can leave the directory. What no file system takes is cut and told apart by its hash.
 fn plain_file_name(section: &SectionInfo) -> String {
     let mut name = section.role.to_string();
     if !section.name.is_empty() {
@@ -334,19 +337,38 @@ fn plain_file_name(section: &SectionInfo) -> String {
             }
         }
     }
+    if name.len() > MAX_FILE_NAME_LEN {
+        // No name that fits has a '~'.
+        let hash = blake3::hash(section.name.as_bytes()).to_hex();
+        name.truncate(MAX_FILE_NAME_LEN - 17);
+        name.push('~');
+        name.push_str(&hash[..16]);
+    }
     name
 }
 
-fn check_vacant(dir: &Path) -> Result<()> {
-    match fs::read_dir(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Error::target(dir.display(), e)),
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(Error::invalid(format!("{} is not empty", dir.display()))
-                .hint("restore into a new directory")),
-        },
+/// The absolute path of `dir`, with links followed, once it is sure that a directory renamed to it can take its place.
+fn vacant(dir: &Path) -> Result<PathBuf> {
+    let dir = std::path::absolute(dir).map_err(|e| Error::target(dir.display(), e))?;
+    if fs::symlink_metadata(&dir).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(dir);
     }
+    let dir = fs::canonicalize(&dir).map_err(|e| Error::target(dir.display(), e))?;
+    let failed = |e| Error::target(dir.display(), e);
+    if fs::read_dir(&dir).map_err(failed)?.next().is_some() {
+        return Err(Error::invalid(format!("{} is not empty", dir.display()))
+            .hint("restore into a new directory"));
+    }
+    let (flags, wanted) = (AtFlags::empty(), StatxFlags::empty());
+    let stat = rustix::fs::statx(rustix::fs::CWD, &dir, flags, wanted);
+    if stat.is_ok_and(|s| s.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)) {
+        return Err(
+            Error::invalid(format!("{} is a mount point", dir.display())).hint(
+                "a restore replaces the directory as a whole: restore into a new one below it",
+            ),
+        );
+    }
+    Ok(dir)
 }
 
 /// A directory beside the target that is removed unless it becomes the target.

@@ -105,8 +105,10 @@ fn tree_error(path: &Path, err: tree::Error) -> Error {
             action,
             path: below,
             source,
-        } => Error::target(path.join(&below).display(), source)
-            .hint(format!("it could not {action} it")),
+        } => {
+            let place = path.join(&below);
+            Error::target_action(action, place.display(), source)
+        }
         err => Error::new(
             ErrorKind::Target,
             format!("cannot restore the tree to {}", path.display()),

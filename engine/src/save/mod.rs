@@ -3,6 +3,7 @@
 //! Order of a save: lease, bases, packs, manifest (the commit), head, lease dropped. What fails before the manifest leaves nothing that
 //! anybody can see, and what was written is removed by the save itself or, if it was killed, by the next save of the same id.
 
+mod ahead;
 mod buffers;
 mod copy;
 mod cut;
@@ -122,6 +123,14 @@ impl NewSection {
             name,
             Input::Stream(Box::new(reader), path.display().to_string()),
         ))
+    }
+
+    /// `ROLE` or `ROLE:NAME`: what people call the section.
+    pub fn title(&self) -> String {
+        match self.name.is_empty() {
+            true => self.role.to_string(),
+            false => format!("{}:{}", self.role, self.name),
+        }
     }
 
     /// An uncompressed tar stream as a tree; `label` is what errors call it.
@@ -278,8 +287,8 @@ impl SnapshotWriter {
         {
             self.work = Some(work);
             return Err(Error::invalid(format!(
-                "the snapshot has a section {}:{} already",
-                section.role, section.name
+                "the snapshot has a section {} already",
+                section.title()
             )));
         }
         let length = match &section.input {

@@ -4,7 +4,7 @@
 //! run on the worker pool. The buffer pool bounds what is read ahead, the packer's queue what waits to be written; both
 //! push back to the source.
 
-use std::{collections::VecDeque, io::Read, ops::Range, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, bounded};
@@ -15,6 +15,7 @@ use podsnap_format::{
 };
 
 use super::{
+    ahead::{Ahead, ReadAhead},
     buffers::{Buffer, BufferPool},
     cut::{Cutter, Piece, PieceKind},
     grow,
@@ -76,7 +77,7 @@ impl Pipeline<'_> {
     pub(super) fn run(mut self, input: Input) -> Result<u64> {
         match input {
             Input::Source(source) => self.run_source(&source).map(|()| 0),
-            Input::Stream(stream, name) => self.run_stream(stream, &name),
+            Input::Stream(stream, name) => self.run_stream(stream, name),
         }
     }
 
@@ -124,17 +125,17 @@ impl Pipeline<'_> {
         receiver
     }
 
-    fn run_stream(&mut self, mut stream: Box<dyn SectionStream>, name: &str) -> Result<u64> {
+    fn run_stream(&mut self, stream: Box<dyn SectionStream>, name: String) -> Result<u64> {
+        let ahead = ReadAhead::start(stream, name, self.buffers.segments.clone())?;
         let mut pending: VecDeque<Receiver<CutSegment>> = VecDeque::new();
         let mut offset = 0;
         loop {
-            self.check_cancelled()?;
-            let mut buffer = self.buffers.segments.take();
-            buffer.resize(SEGMENT_LEN, 0);
-            let len = fill(&mut stream, &mut buffer).map_err(|e| Error::source(name, e))?;
-            buffer.truncate(len);
-            if len > 0 {
-                let cutter = self.cutter.clone();
+            let Ahead {
+                buffer,
+                table_length,
+            } = ahead.next(self.cancelled)?;
+            if !buffer.is_empty() {
+                let (cutter, len) = (self.cutter.clone(), buffer.len());
                 let (sender, receiver) = bounded(1);
                 self.pool.spawn_fifo(move || {
                     let pieces = cutter.cut(&buffer, offset);
@@ -143,13 +144,13 @@ impl Pipeline<'_> {
                 pending.push_back(receiver);
                 offset += len as u64;
             }
-            let ended = len < SEGMENT_LEN;
+            let ended = table_length.is_some();
             while ended && !pending.is_empty() || pending.len() >= self.segments_ahead() {
                 let first = pending.pop_front().expect("checked");
                 self.take_in(first.recv().map_err(|_| worker_died())?)?;
             }
-            if ended {
-                return Ok(stream.table_length());
+            if let Some(table_length) = table_length {
+                return Ok(table_length);
             }
         }
     }
@@ -433,18 +434,4 @@ fn with_encoder<T>(policy: Policy, work: impl FnOnce(&mut Encoder) -> T) -> T {
         };
         work(encoder)
     })
-}
-
-/// Reads until `buf` is full or the stream ends; the number of bytes read.
-fn fill(stream: &mut dyn Read, buf: &mut [u8]) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < buf.len() {
-        match stream.read(&mut buf[filled..]) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(filled)
 }

@@ -132,6 +132,19 @@ impl Snapshot {
                 path.display()
             )));
         };
+        match std::fs::metadata(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let problem = format!("there is no file {}", path.display());
+                return Err(Error::new(ErrorKind::NotFound, problem));
+            }
+            Err(e) => return Err(Error::source(path.display(), e)),
+            // A pipe would wait for a writer, and cannot be read at random.
+            Ok(stat) if !stat.is_file() => {
+                return Err(Error::invalid(format!("{} is no file", path.display()))
+                    .hint("exports are read from regular files only"));
+            }
+            Ok(_) => {}
+        }
         let backend = Arc::new(LocalBackend::new(dir, false)?);
         Self::open_object(backend, name.to_owned(), Kind::Export, key).await
     }

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use super::Snapshot;
 use crate::{
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     frames,
     store::ReadRange,
 };
@@ -107,11 +107,15 @@ impl SectionReader {
         let start = chunk.location.offset;
         let end = start + FRAME_HEADER_LEN as u64 + u64::from(chunk.location.encoded_len);
         let version = self.snapshot.pack_version(pack);
-        let read = self
+        let read = match self
             .snapshot
             .backend
             .read(&object, ReadRange::Exact(start..end), version.as_ref())
-            .await?;
+            .await
+        {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(Error::missing(&object)),
+            read => read?,
+        };
         let mut raw = Vec::new();
         frames::decode_checked(
             &read.bytes,

@@ -4,6 +4,7 @@
 //! once, in order. Everything is copied into the engine's own buffers before it is hashed, so that a source that changes
 //! while it is read can make a save fail but can never make a chunk differ from its id.
 
+mod path;
 mod process;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
     sync::Arc,
 };
 
+pub use path::PathReader;
 pub use process::ProcessMemory;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -68,13 +70,17 @@ pub enum Input {
 }
 
 impl Input {
-    /// The file at `path`: random access for a regular file, a stream for anything else (pipe, device).
+    /// The file at `path`: random access for a regular file, a stream for anything else (pipe, device). A FIFO is
+    /// opened when the save comes to it.
     pub fn file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|e| Error::source(path.display(), e))?;
-        let stat = file
-            .metadata()
-            .map_err(|e| Error::source(path.display(), e))?;
+        let failed = |e| Error::source(path.display(), e);
+        if path::is_fifo(path).map_err(failed)? {
+            let name = path.display().to_string();
+            return Ok(Self::stream(PathReader::open(path)?, name));
+        }
+        let file = File::open(path).map_err(failed)?;
+        let stat = file.metadata().map_err(failed)?;
         if stat.is_file() {
             Ok(Self::Source(Arc::new(FileSource {
                 file,

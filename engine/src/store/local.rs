@@ -111,11 +111,24 @@ fn meta_of(name: &str, stat: &fs::Metadata) -> ObjectMeta {
     }
 }
 
-/// Makes the directory of `path` if it is missing.
-fn make_parent(path: &Path) -> io::Result<&Path> {
+/// Runs `work` in the directory of `path`, which is made if it is missing and goes again if nothing came into it.
+fn in_parent<T>(path: &Path, work: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
     let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    fs::create_dir_all(parent)?;
-    Ok(parent)
+    let mut tries = 0;
+    loop {
+        fs::create_dir_all(parent)?;
+        match work(parent) {
+            // Whoever deleted the last object in it has just removed it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !parent.exists() && tries < 16 => {
+                tries += 1;
+            }
+            Err(e) => {
+                let _ = fs::remove_dir(parent);
+                return Err(e);
+            }
+            done => return done,
+        }
+    }
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {
@@ -154,7 +167,19 @@ impl LocalBackend {
         bytes: &[u8],
         condition: &Condition,
     ) -> io::Result<ObjectMeta> {
-        let parent = make_parent(path)?;
+        in_parent(path, |parent| {
+            self.put_in(parent, name, path, bytes, condition)
+        })
+    }
+
+    fn put_in(
+        &self,
+        parent: &Path,
+        name: &str,
+        path: &Path,
+        bytes: &[u8],
+        condition: &Condition,
+    ) -> io::Result<ObjectMeta> {
         // Writers of one directory take turns, so that comparing a version and replacing it are one step.
         let dir = File::open(parent)?;
         flock(&dir, FlockOperation::LockExclusive)?;
@@ -268,8 +293,9 @@ impl Backend for LocalBackend {
     async fn create(&self, name: &str) -> Result<Box<dyn ObjectWriter>> {
         let file = self
             .blocking(name, |_, path| {
-                make_parent(path)?;
-                OpenOptions::new().write(true).create_new(true).open(path)
+                in_parent(path, |_| {
+                    OpenOptions::new().write(true).create_new(true).open(path)
+                })
             })
             .await?;
         Ok(Box::new(LocalWriter {
