@@ -195,11 +195,15 @@ impl Snapshot {
             .add_total(plan.chunks.iter().map(|c| u64::from(c.chunk.raw_len)).sum());
         let mut wanted: BTreeMap<u32, BTreeMap<u64, PlannedChunk>> = BTreeMap::new();
         for planned in plan.chunks {
-            let location = &planned.chunk.location;
-            wanted
-                .entry(location.pack)
-                .or_default()
-                .insert(location.offset, planned);
+            let (pack, offset) = (planned.chunk.location.pack, planned.chunk.location.offset);
+            let displaced = wanted.entry(pack).or_default().insert(offset, planned);
+            if let Some(planned) = displaced {
+                let object = self.pack_object(&self.directory().packs[pack as usize]);
+                let why = "the manifest says it is two different chunks";
+                let what = Error::damaged(frames::place(&object, offset), why).to_string();
+                let damage = self.damage(sections, &planned, what);
+                note(findings, damage.what, damage.lost);
+            }
         }
         for (number, pack) in self.directory().packs.iter().enumerate() {
             let wanted = wanted.remove(&(number as u32)).unwrap_or_default();

@@ -64,10 +64,14 @@ impl Plan {
                     Extent::Chunk { chunk, start, len } => {
                         let chunk = &segment.chunks[chunk as usize];
                         let next = self.chunks.len();
-                        let number = *self
+                        let mut number = *self
                             .by_location
                             .entry((chunk.location.pack, chunk.location.offset))
                             .or_insert(next);
+                        if number != next && self.chunks[number].chunk != *chunk {
+                            // A frame holds one chunk: what else is said of it must be found wrong, not taken for checked.
+                            number = next;
+                        }
                         if number == next {
                             self.chunks.push(PlannedChunk {
                                 chunk: *chunk,
