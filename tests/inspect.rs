@@ -502,7 +502,7 @@ fn hostile_names_are_shown_and_not_obeyed() {
         fs::write(path, noise(70 + n, 100_000)).unwrap();
     }
     let label = "k=\u{1b}]0;title\u{7}\u{9b}31m";
-    tool.save("s", &["rootfs=d", "--label", label, "--group", "g\u{9b}1m"]);
+    tool.save("s", &["rootfs=d", "--label", label]);
     for args in [&["inspect", "s"][..], &["inspect", "s", "--json"]] {
         let shown = tool.run(args).ok();
         let bad = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';

@@ -48,6 +48,13 @@ pub(crate) struct PlacedExtent {
     pub(crate) content: Content,
 }
 
+/// The extent that holds the byte at `offset`.
+pub(crate) fn covering(extents: &[PlacedExtent], offset: u64) -> Option<PlacedExtent> {
+    let behind = extents.partition_point(|e| e.offset <= offset);
+    let extent = *extents.get(behind.checked_sub(1)?)?;
+    (offset < extent.offset + extent.len).then_some(extent)
+}
+
 /// What an extent holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {

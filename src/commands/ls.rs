@@ -1,6 +1,6 @@
 //! `podsnap ls`: what is in the store.
 
-use podsnap::catalog::Listed;
+use podsnap::Listed;
 
 use crate::{context::Context, exit::Failure, report};
 
