@@ -52,7 +52,8 @@
 //!
 //! One mutation per second and name is enforced to the letter, deletes included (`rules.mutation_burst` relaxes it). A GET of
 //! a missing object without `objects.list` answers 403 (`rules.missing_without_list`). Idempotency tokens count for
-//! one principal and one URL. A write that both fails its precondition and lacks the right to overwrite gets 412.
+//! one principal and one URL. A chunk of a resumable upload that is cut off persists to the byte, where the service rounds
+//! down to 256 KiB. A write that both fails its precondition and lacks the right to overwrite gets 412.
 //!
 //! # What it does not model
 //!
