@@ -211,6 +211,8 @@ fn buckets_are_made_with_the_services_defaults() {
 fn acls_are_refused_where_access_is_uniform() {
     let server = open();
     insert(&server, T, "o", "&predefinedAcl=private", b"1").expect(400);
+    let put = ask(&server, "PUT", "/bucket/o").header("x-goog-acl", "private");
+    put.body("1").send().expect(400);
     server.configure(|c| c.bucket(B).uniform_bucket_level_access = false);
     insert(&server, T, "o", "&predefinedAcl=private", b"1").expect(200);
 }
