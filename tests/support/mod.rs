@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod tool;
+pub mod tree;
 
 use std::{
     io::Cursor,
