@@ -33,6 +33,7 @@ impl Context {
             key: global.key_file.as_deref().map(read_key).transpose()?,
             options: OpenOptions {
                 sync: !global.no_sync,
+                ..OpenOptions::default()
             },
             json: global.json,
             quiet: global.quiet,

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use podsnap::printable;
+
 use crate::exit::Failure;
 
 /// Prints to standard output. Whoever closed the pipe has read enough.
@@ -112,6 +114,16 @@ pub fn date(unix_ms: u64) -> String {
         seconds / 60 % 60,
         seconds % 60
     )
+}
+
+/// Text that somebody else wrote, safe to show and short enough for a line.
+pub fn shortened(text: &str) -> String {
+    const SHOWN: usize = 80;
+    let mut short: String = printable(text.chars().take(SHOWN).collect::<String>());
+    if text.chars().nth(SHOWN).is_some() {
+        short.push_str(&format!("... ({})", bytes(text.len() as u64)));
+    }
+    short
 }
 
 /// Rows in columns, all but the last padded; `right` says which are numbers.

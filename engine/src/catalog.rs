@@ -1,10 +1,10 @@
 //! What a store holds: listing snapshots, and removing one that nobody relies on.
 //!
 //! Both need LIST. Removing is careful: whoever borrows from the snapshot, or is saving against it, keeps it; what cannot be read
-//! keeps it too. The manifest goes first, and the packs only if nobody has come to rely on them meanwhile.
+//! keeps it too. The manifest goes before the packs, and these only if nobody has come to rely on them meanwhile.
 
 use futures::{StreamExt, TryStreamExt, stream};
-use podsnap_format::{SnapshotId, header::PackName};
+use podsnap_format::SnapshotId;
 
 use crate::{
     Store,
@@ -87,57 +87,79 @@ impl Store {
         Ok(listed)
     }
 
-    /// Removes a snapshot that no other borrows from and no save relies on; otherwise refuses and says who does.
+    /// Removes a snapshot that no other borrows from and no save relies on; otherwise refuses and says who does. What an
+    /// earlier removal or a save that died left under the id is removed as well, if the snapshot itself is not there (any more).
     pub async fn remove(&self, id: &SnapshotId) -> Result<RemoveStats> {
         let backend = &**self.backend();
-        let manifest = names::object(id, names::MANIFEST);
-        let version = backend.head(&manifest).await.map_err(|e| match e.kind() {
-            ErrorKind::NotFound => Error::new(
-                ErrorKind::NotFound,
-                format!("there is no snapshot {id} in {}", self.url()),
-            ),
-            _ => e,
-        })?;
-        // A manifest that cannot be read says no group; then no head is moved and a save finds out by itself.
-        let group = self
-            .snapshot(id)
-            .await
-            .ok()
-            .and_then(|s| s.metadata().group.clone());
-        let users = self.users_of(id).await?;
-        if !users.is_empty() {
-            return Err(Error::new(
+        let name = names::object(id, names::MANIFEST);
+        let manifest = match backend.head(&name).await {
+            Ok(meta) => Some(meta),
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        let refuse_used = |users: Vec<String>| match users.is_empty() {
+            true => Ok(()),
+            false => Err(Error::new(
                 ErrorKind::Conflict,
                 format!("{id} is needed by {}", users.join(", ")),
             )
-            .hint("remove those first, or export them and import them again"));
+            .hint("remove those first, or export them and import them again")),
+        };
+        let mut stats = RemoveStats {
+            snapshot: id.to_string(),
+            objects: 0,
+            bytes: 0,
+        };
+        if let Some(manifest) = &manifest {
+            refuse_used(self.users_of(id).await?)?;
+            // The head goes first: a removal that is cut short after it can be repeated as a whole.
+            if let Some(group) = self.group_of(id).await? {
+                self.move_head_away(&group, id).await?;
+            }
+            backend.delete(&name, Some(&manifest.version)).await?;
+            stats.objects += 1;
+            stats.bytes += manifest.len;
         }
-        backend.delete(&manifest, Some(&version.version)).await?;
-        if let Some(group) = group {
-            self.move_head_away(&group, id).await?;
+        // Only what is there now is removed below: a save of this id that begins behind the check is not touched.
+        let objects = self.list_objects().await?;
+        if manifest.is_none() && own_objects(&objects, id).next().is_none() {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("there is no snapshot {id} in {}", self.url()),
+            ));
         }
         // A save that took its lease before the manifest went may rely on the packs.
         let users = self.users_of(id).await?;
-        if !users.is_empty() {
+        if manifest.is_some() && !users.is_empty() {
             return Err(Error::new(
                 ErrorKind::Conflict,
                 format!(
                     "{id} is gone, but its packs stay: meanwhile {} came to need them",
                     users.join(", ")
                 ),
-            ));
+            )
+            .hint("remove it once more when that has ended"));
         }
-        let (mut objects, mut bytes) = (1, version.len);
-        for object in own_objects(&self.list_objects().await?, id) {
-            backend.delete(&object.name, Some(&object.version)).await?;
-            objects += 1;
-            bytes += object.len;
+        refuse_used(users)?;
+        for object in own_objects(&objects, id) {
+            match backend.delete(&object.name, Some(&object.version)).await {
+                // A lease that a new save has taken over.
+                Err(e) if e.kind() == ErrorKind::Conflict => continue,
+                deleted => deleted?,
+            }
+            stats.objects += 1;
+            stats.bytes += object.len;
         }
-        Ok(RemoveStats {
-            snapshot: id.to_string(),
-            objects,
-            bytes,
-        })
+        Ok(stats)
+    }
+
+    /// The group of a snapshot. A manifest that cannot be read says none; then no head is moved, and a save finds out by itself.
+    async fn group_of(&self, id: &SnapshotId) -> Result<Option<String>> {
+        match self.snapshot(id).await {
+            Ok(snapshot) => Ok(snapshot.metadata().group.clone()),
+            Err(e) if unreadable(&e) || e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     async fn list_objects(&self) -> Result<Vec<ObjectMeta>> {
@@ -197,9 +219,9 @@ impl Store {
             return Ok(());
         };
         let rest = self.list().await?;
-        let next = rest
-            .iter()
-            .find(|s| s.group.as_deref() == Some(group) && s.problem.is_none());
+        let next = rest.iter().find(|s| {
+            s.group.as_deref() == Some(group) && s.problem.is_none() && s.snapshot != id.as_str()
+        });
         let moved =
             match next.and_then(|next| Some((next.snapshot.parse().ok()?, next.created_unix_ms))) {
                 Some((snapshot, created_unix_ms)) => {
@@ -218,7 +240,7 @@ impl Store {
             // A save has moved it on already.
             Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
             Err(e) => Err(e.hint(format!(
-                "the head of {group} still names {}, which is gone",
+                "nothing was removed: the head of {group} could not be moved away from {}",
                 head.snapshot
             ))),
             Ok(()) => Ok(()),
@@ -248,7 +270,7 @@ fn own_objects<'a>(
     objects.iter().filter(move |object| {
         object.name.split_once('/').is_some_and(|(dir, name)| {
             dir == id.as_str()
-                && (name.parse::<PackName>().is_ok()
+                && (names::is_of_pack(name)
                     || [names::MANIFEST, names::LEASE, names::WORKING_SET].contains(&name))
         })
     })

@@ -43,25 +43,42 @@ struct Inner {
     message: String,
     hint: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    maybe_absent: bool,
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+    /// An error that says what happened and to what. Sources, targets and backends of the caller's make these as well.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self(Box::new(Inner {
             kind,
             message: message.into(),
             hint: None,
             source: None,
+            maybe_absent: false,
         }))
     }
 
     /// Adds what the reader of the message can do about it.
-    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
 
-    pub(crate) fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    /// The store forbids, and may do so because there is nothing: it does not tell this caller which.
+    pub(crate) fn maybe_absent(mut self) -> Self {
+        self.0.maybe_absent = true;
+        self
+    }
+
+    /// Whether an object is absent, or forbidden in a way that an absent one may be. Only for those who go on safely if it is there after all.
+    pub(crate) fn is_absence(&self) -> bool {
+        self.0.kind == ErrorKind::NotFound || self.0.maybe_absent
+    }
+
+    /// Adds what caused it.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
         self
     }

@@ -30,7 +30,6 @@ use crate::{
     restore::plan::{Plan, PlannedChunk, PlannedRead},
     save::{SaveOptions, SaveStats, SnapshotWriter},
     snapshot::Snapshot,
-    store::ReadRange,
 };
 
 /// What an export wrote.
@@ -200,10 +199,7 @@ impl Snapshot {
         };
         match done {
             Ok(()) => writer.finish_copy(self, all, &chunks).await,
-            Err(e) => {
-                let _ = writer.abort().await;
-                Err(e)
-            }
+            Err(e) => Err(writer.fail(e).await),
         }
     }
 
@@ -231,26 +227,9 @@ impl Snapshot {
             .map(move |read| {
                 let chunks = chunks.clone();
                 async move {
-                    let pack = &self.directory().packs[read.pack as usize];
-                    let object = self.pack_object(pack);
-                    let version = self.pack_version(pack);
-                    let got = self
-                        .backend
-                        .read(
-                            &object,
-                            ReadRange::Exact(read.range.clone()),
-                            version.as_ref(),
-                        )
-                        .await;
-                    let bytes = match got {
-                        Err(e) if e.kind() == ErrorKind::NotFound => {
-                            return Err(Error::missing(&object));
-                        }
-                        got => got?.bytes,
-                    };
+                    let bytes = self.read_pack(read.pack, read.range.clone()).await?;
                     progress.add_read(bytes.len() as u64);
-                    self.checked_frames(store, chunks, read, object, bytes)
-                        .await
+                    self.checked_frames(store, chunks, read, bytes).await
                 }
             })
             .buffered(self.backend.reads_at_once())
@@ -261,9 +240,9 @@ impl Snapshot {
         store: &Store,
         chunks: Arc<Vec<PlannedChunk>>,
         read: PlannedRead,
-        object: String,
         bytes: Bytes,
     ) -> Result<CopiedFrames> {
+        let object = self.pack_object(&self.directory().packs[read.pack as usize]);
         let key = self.key.clone();
         let (sender, receiver) = tokio::sync::oneshot::channel();
         store.pool().spawn_fifo(move || {

@@ -1,5 +1,7 @@
 //! Heads: the newest snapshot of each group, moved by compare-and-swap so that concurrent savers cannot lose each other's.
 
+use std::time::Duration;
+
 use podsnap_format::SnapshotId;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +15,10 @@ use crate::{
 const MAX_HEAD_LEN: u64 = 64 << 10;
 
 /// Times a head is tried to be moved against other savers before the save reports it.
-const MAX_TRIES: u32 = 32;
+const MAX_TRIES: u32 = 64;
+
+/// Longest wait between two tries, in milliseconds.
+const MAX_WAIT_MS: u64 = 500;
 
 /// What a head says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +51,7 @@ pub(crate) async fn read(backend: &dyn Backend, group: &str) -> Result<Option<(H
         .read(&name, ReadRange::Suffix(MAX_HEAD_LEN), None)
         .await
     {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(e) if e.is_absence() => return Ok(None),
         read => read?,
     };
     let damaged = |why: String| {
@@ -90,7 +95,13 @@ pub(crate) async fn advance(
         snapshot: snapshot.clone(),
         created_unix_ms,
     });
-    for _ in 0..MAX_TRIES {
+    for tried in 0..MAX_TRIES {
+        if tried > 0 {
+            // A random wait, so that many savers who end at once do not stay in step.
+            let longest = MAX_WAIT_MS.min(1 << tried.min(16));
+            let wait = uuid::Uuid::new_v4().as_u64_pair().0 % longest;
+            tokio::time::sleep(Duration::from_millis(wait)).await;
+        }
         let condition = match read(backend, group).await? {
             Some((head, _)) if head.created_unix_ms > created_unix_ms => return Ok(()),
             Some((_, version)) => Condition::Matches(version),
@@ -101,11 +112,19 @@ pub(crate) async fn advance(
             .await
         {
             Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}
-            done => return done.map(drop),
+            Err(e) => {
+                // The answer may be lost though the head was moved.
+                let now = read(backend, group).await;
+                return match now {
+                    Ok(Some((head, _))) if head.snapshot == *snapshot => Ok(()),
+                    _ => Err(e),
+                };
+            }
+            Ok(_) => return Ok(()),
         }
     }
     Err(Error::new(
         ErrorKind::Conflict,
-        format!("{snapshot} is committed, but the head of {group} kept moving"),
+        format!("the head of {group} kept moving"),
     ))
 }

@@ -2,12 +2,13 @@
 //!
 //! A lease is an object, `<snapshot>/lease`, changed by compare-and-swap only. Whoever deletes a base looks at the leases first;
 //! a saver whose lease has run out, or was taken over, must give up. A lease whose writer is known to be dead (same machine, same boot,
-//! no such process) or that has expired may be taken over, and what its attempts left behind is removed then.
+//! no such process; or this process, which has ended that attempt) or that has expired may be taken over, and what its attempts left behind is removed then.
 
 use std::{
+    collections::HashSet,
     fs,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -92,6 +93,29 @@ impl Holder {
     }
 }
 
+/// An attempt that this process is making, from before its lease is taken until after it is given up. A lease of this process's
+/// whose attempt is not under way was left by a save that failed: nobody will renew it or drop it.
+struct Underway(String);
+
+impl Underway {
+    fn attempts() -> MutexGuard<'static, HashSet<String>> {
+        static ATTEMPTS: OnceLock<Mutex<HashSet<String>>> = OnceLock::new();
+        let attempts = ATTEMPTS.get_or_init(Mutex::default);
+        attempts.lock().expect("no panic while held")
+    }
+
+    fn begin(attempt: &str) -> Self {
+        Self::attempts().insert(attempt.to_owned());
+        Self(attempt.to_owned())
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        Self::attempts().remove(&self.0);
+    }
+}
+
 /// When a living process started (proc_pid_stat(5), field 22); zombies do not live.
 fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -111,7 +135,16 @@ pub(crate) fn now_unix_ms() -> u64 {
 impl LeaseRecord {
     /// Whether the lease still binds anybody.
     pub(crate) fn is_live(&self) -> bool {
-        now_unix_ms() < self.expires_unix_ms && !self.holder.as_ref().is_some_and(Holder::is_dead)
+        now_unix_ms() < self.expires_unix_ms && !self.is_abandoned()
+    }
+
+    /// Whether it is certain that nobody holds the lease any more, though it has not expired.
+    fn is_abandoned(&self) -> bool {
+        let Some(holder) = &self.holder else {
+            return false;
+        };
+        let ours = Holder::this_process().is_some_and(|this| this == *holder);
+        holder.is_dead() || ours && !Underway::attempts().contains(&self.attempt)
     }
 
     fn describe(&self) -> String {
@@ -149,16 +182,20 @@ pub(crate) async fn read(
 pub(crate) struct Lease {
     state: Arc<State>,
     renewal: JoinHandle<()>,
+    _underway: Underway,
 }
 
 struct State {
     backend: Arc<dyn Backend>,
-    name: String,
+    snapshot: SnapshotId,
     record: LeaseRecord,
     version: Mutex<Version>,
     expires_unix_ms: AtomicU64,
     lost: AtomicBool,
 }
+
+/// Times a lease is tried to be taken while others come and go.
+const MAX_TRIES: u32 = 8;
 
 impl Lease {
     /// Takes the lease of `snapshot` for `attempt`, over from a dead or expired holder if need be.
@@ -168,7 +205,6 @@ impl Lease {
         attempt: u64,
         bases: Vec<String>,
     ) -> Result<Self> {
-        let name = names::object(snapshot, names::LEASE);
         let mut record = LeaseRecord {
             attempt: format!("{attempt:016x}"),
             previous: Vec::new(),
@@ -176,37 +212,23 @@ impl Lease {
             expires_unix_ms: now_unix_ms() + LEASE_TTL.as_millis() as u64,
             holder: Holder::this_process(),
         };
-        let meta = match backend.put(&name, encode(&record), Condition::Absent).await {
-            Err(e) if e.kind() == ErrorKind::Conflict => {
-                let Some((old, version)) = read(&**backend, snapshot).await? else {
-                    return Err(e.hint("another save of this snapshot ended just now: try again"));
-                };
-                if old.is_live() {
-                    return Err(Error::new(
-                        ErrorKind::Conflict,
-                        format!("{snapshot} is being written by {}", old.describe()),
-                    )
-                    .hint("wait for it, or save under another id"));
-                }
-                record.previous = old.previous;
-                record.previous.push(old.attempt);
-                backend
-                    .put(&name, encode(&record), Condition::Matches(version))
-                    .await?
-            }
-            meta => meta?,
-        };
+        let underway = Underway::begin(&record.attempt);
+        let version = take(&**backend, snapshot, &mut record).await?;
         let previous = record.previous.clone();
         let state = Arc::new(State {
             backend: backend.clone(),
-            name,
+            snapshot: snapshot.clone(),
             expires_unix_ms: record.expires_unix_ms.into(),
             record,
-            version: Mutex::new(meta.version),
+            version: Mutex::new(version),
             lost: AtomicBool::new(false),
         });
         let renewal = tokio::spawn(renew(state.clone()));
-        let lease = Self { state, renewal };
+        let lease = Self {
+            state,
+            renewal,
+            _underway: underway,
+        };
         if !previous.is_empty() && is_committed(&**backend, snapshot).await? {
             // The last holder committed and died before it could drop the lease: its packs are no leftovers.
             lease.release().await?;
@@ -240,33 +262,39 @@ impl Lease {
         }
         match read(&*self.state.backend, snapshot).await? {
             Some((record, _)) if record.attempt == self.state.record.attempt => Ok(()),
-            _ => Err(lost()),
+            _ => {
+                self.state.lost.store(true, Ordering::SeqCst);
+                Err(lost())
+            }
         }
     }
 
     /// Gives the lease up; whoever took it over keeps theirs.
     pub(crate) async fn release(self) -> Result<()> {
         self.renewal.abort();
-        // Not every store can delete a version only, and the lease that is there now may be somebody else's.
         if self.state.lost.load(Ordering::SeqCst) {
             return Ok(());
         }
-        // Unwound or finished, a renewal that had already sent its request has set the version.
-        let version = self
-            .state
-            .version
-            .lock()
-            .expect("no panic while held")
-            .clone();
-        match self
-            .state
-            .backend
-            .delete(&self.state.name, Some(&version))
-            .await
-        {
-            Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
-            done => done,
+        let State {
+            backend,
+            snapshot,
+            record,
+            ..
+        } = &*self.state;
+        let name = names::object(snapshot, names::LEASE);
+        for _ in 0..MAX_TRIES {
+            // Not every store can delete a version only, and the lease that is there now may be somebody else's.
+            let version = match read(&**backend, snapshot).await? {
+                Some((found, version)) if found.attempt == record.attempt => version,
+                _ => return Ok(()),
+            };
+            match backend.delete(&name, Some(&version)).await {
+                // A renewal that was on its way has arrived, or somebody took the lease over.
+                Err(e) if e.kind() == ErrorKind::Conflict => {}
+                done => return done,
+            }
         }
+        Ok(())
     }
 }
 
@@ -276,6 +304,54 @@ impl Drop for Lease {
     }
 }
 
+/// Makes the lease object `record`, with the attempts before it. Returns its version.
+async fn take(
+    backend: &dyn Backend,
+    snapshot: &SnapshotId,
+    record: &mut LeaseRecord,
+) -> Result<Version> {
+    let name = names::object(snapshot, names::LEASE);
+    for _ in 0..MAX_TRIES {
+        match backend.put(&name, encode(record), Condition::Absent).await {
+            Err(e) if e.kind() == ErrorKind::Conflict => {}
+            meta => return Ok(meta?.version),
+        }
+        let Some((old, version)) = read(backend, snapshot).await? else {
+            // Another save of this snapshot ended just now.
+            continue;
+        };
+        if old.attempt == record.attempt {
+            // A write whose answer was lost, and that was sent again.
+            record.previous = old.previous;
+            return Ok(version);
+        }
+        if old.is_live() {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{snapshot} is being written by {}", old.describe()),
+            )
+            .hint("wait for it, or save under another id"));
+        }
+        record.previous = old.previous;
+        record.previous.push(old.attempt);
+        match backend
+            .put(&name, encode(record), Condition::Matches(version))
+            .await
+        {
+            // Somebody else was faster.
+            Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
+                record.previous.clear();
+            }
+            meta => return Ok(meta?.version),
+        }
+    }
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!("others keep taking and dropping the lease on {snapshot}"),
+    )
+    .hint("give each save an id of its own"))
+}
+
 fn encode(record: &LeaseRecord) -> bytes::Bytes {
     serde_json::to_vec_pretty(record)
         .expect("a lease is plain data")
@@ -283,31 +359,50 @@ fn encode(record: &LeaseRecord) -> bytes::Bytes {
 }
 
 async fn renew(state: Arc<State>) {
+    let name = names::object(&state.snapshot, names::LEASE);
+    let mut wait = LEASE_TTL / 3;
     loop {
-        tokio::time::sleep(LEASE_TTL / 3).await;
+        tokio::time::sleep(wait).await;
+        wait = LEASE_TTL / 3;
         let expires_unix_ms = now_unix_ms() + LEASE_TTL.as_millis() as u64;
         let record = LeaseRecord {
             expires_unix_ms,
             ..state.record.clone()
         };
         let version = state.version.lock().expect("no panic while held").clone();
-        match state
+        let put = state
             .backend
-            .put(&state.name, encode(&record), Condition::Matches(version))
-            .await
-        {
-            Ok(meta) => {
-                *state.version.lock().expect("no panic while held") = meta.version;
+            .put(&name, encode(&record), Condition::Matches(version))
+            .await;
+        let renewed = match put {
+            Ok(meta) => Ok(Some((meta.version, expires_unix_ms))),
+            // An earlier renewal may have arrived though its answer was lost: then the lease is still ours.
+            Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
+                let found = read(&*state.backend, &state.snapshot).await;
+                found.map(|found| {
+                    found
+                        .filter(|(found, _)| found.attempt == record.attempt)
+                        .map(|(found, version)| (version, found.expires_unix_ms))
+                })
+            }
+            Err(e) => Err(e),
+        };
+        match renewed {
+            Ok(Some((version, expires_unix_ms))) => {
+                *state.version.lock().expect("no panic while held") = version;
                 state
                     .expires_unix_ms
                     .store(expires_unix_ms, Ordering::SeqCst);
             }
-            Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
+            Ok(None) => {
                 state.lost.store(true, Ordering::SeqCst);
                 return;
             }
-            // The old term still runs; the next round tries again before it ends.
-            Err(error) => tracing::warn!(lease = state.name, %error, "could not renew the lease"),
+            // The old term still runs.
+            Err(error) => {
+                tracing::warn!(lease = name, %error, "could not renew the lease");
+                wait = LEASE_TTL / 30;
+            }
         }
     }
 }
@@ -318,7 +413,8 @@ async fn is_committed(backend: &dyn Backend, snapshot: &SnapshotId) -> Result<bo
         .await
     {
         Ok(_) => Ok(true),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        // The lease beside it was read just now: if the caller may read here, what is refused is not there.
+        Err(e) if e.is_absence() => Ok(false),
         Err(e) => Err(e),
     }
 }
@@ -335,12 +431,16 @@ pub(crate) async fn remove_packs(
     loop {
         match backend.head(&object(count)).await {
             Ok(_) => count += 1,
-            Err(e) if e.kind() == ErrorKind::NotFound => break,
+            Err(e) if e.is_absence() => break,
             Err(e) => return Err(e),
         }
     }
-    for number in (0..count).rev() {
-        backend.delete(&object(number), None).await?;
+    // One more than there are: the pack that was being written.
+    for number in (0..=count).rev() {
+        backend.remove_leftovers(&object(number)).await?;
+        if number < count {
+            backend.delete(&object(number), None).await?;
+        }
     }
     Ok(count)
 }

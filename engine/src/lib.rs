@@ -8,6 +8,8 @@
 mod base;
 pub mod catalog;
 pub mod chunking;
+mod coverage;
+pub mod diff;
 mod error;
 pub mod export;
 mod frames;
@@ -17,6 +19,7 @@ pub mod inspect;
 pub mod lease;
 mod metadata;
 mod names;
+mod printable;
 mod progress;
 pub mod restore;
 mod save;
@@ -32,6 +35,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use metadata::Metadata;
 pub use podsnap_format as format;
 pub use podsnap_format::{Key, Role, Shape, SnapshotId};
+pub use printable::printable;
 pub use progress::{Progress, ProgressSnapshot};
 pub use save::{Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotWriter};
 pub use snapshot::{SectionReader, Snapshot};
@@ -74,7 +78,7 @@ impl Store {
     pub fn from_backend(url: &str, backend: Arc<dyn store::Backend>, key: Option<Key>) -> Self {
         Self(Arc::new(Inner {
             url: url.to_owned(),
-            backend,
+            backend: Arc::new(store::Checked(backend)),
             key,
             pool: OnceLock::new(),
         }))
@@ -99,6 +103,9 @@ impl Store {
         self.0.pool.get_or_init(|| {
             rayon::ThreadPoolBuilder::new()
                 .thread_name(|i| format!("podsnap-{i}"))
+                // Sources and targets may be the caller's: their panic fails the one operation, which notices that its
+                // answer never comes, and not the process.
+                .panic_handler(|_| ())
                 .build()
                 .expect("the system can start threads")
         })

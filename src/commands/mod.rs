@@ -1,8 +1,10 @@
 //! The commands, one file each: its arguments with their help, and what it does.
 
 mod completions;
+mod diff;
 mod export;
 mod import;
+mod inspect;
 mod ls;
 mod restore;
 mod rm;
@@ -18,6 +20,8 @@ pub enum Command {
     Save(save::Args),
     Restore(restore::Args),
     Verify(verify::Args),
+    Inspect(inspect::Args),
+    Diff(diff::Args),
     Ls(ls::Args),
     Rm(rm::Args),
     Export(export::Args),
@@ -31,6 +35,8 @@ pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
         Command::Save(args) => save::run(args, context).await,
         Command::Restore(args) => restore::run(args, context).await,
         Command::Verify(args) => verify::run(args, context).await,
+        Command::Inspect(args) => inspect::run(args, context).await,
+        Command::Diff(args) => diff::run(args, context).await,
         Command::Ls(args) => ls::run(args, context).await,
         Command::Rm(args) => rm::run(args, context).await,
         Command::Export(args) => export::run(args, context).await,

@@ -16,7 +16,6 @@ use crate::{
     frames,
     progress::Progress,
     snapshot::Snapshot,
-    store::ReadRange,
 };
 
 /// A chunk that arrived: its bytes, or why it cannot be had.
@@ -65,63 +64,34 @@ async fn fetch_one(
     sink: Sink,
     progress: &Progress,
 ) -> Result<()> {
-    let pack = &snapshot.directory().packs[read.pack as usize];
-    let object = snapshot.pack_object(pack);
-    match read_range(snapshot, &read, &object).await {
+    match snapshot.read_pack(read.pack, read.range.clone()).await {
         Ok(bytes) => {
             progress.add_read(bytes.len() as u64);
-            decode(store, snapshot, chunks, read, object, bytes, sink).await
+            decode(store, snapshot, chunks, read, bytes, sink).await
         }
-        // A pack that is short or gone: what of it can still be had is had frame by frame, if the sink goes on.
-        Err(e)
-            if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing)
-                && read.chunks.len() > 1 =>
-        {
+        // A pack that is short: what of it can still be had is had frame by frame, if the sink goes on.
+        Err(e) if e.kind() == ErrorKind::Damaged && read.chunks.len() > 1 => {
             for number in read.chunks.clone() {
                 let one = PlannedRead {
                     pack: read.pack,
                     range: chunks[number].frame(),
                     chunks: number..number + 1,
                 };
-                match read_range(snapshot, &one, &object).await {
-                    Ok(bytes) => {
-                        decode(
-                            store,
-                            snapshot,
-                            chunks.clone(),
-                            one,
-                            object.clone(),
-                            bytes,
-                            sink.clone(),
-                        )
-                        .await?;
-                    }
-                    Err(e) => sink(&chunks[number], Err(e))?,
-                }
+                let (chunks, sink) = (chunks.clone(), sink.clone());
+                // One more level only: a read of one chunk is not split.
+                Box::pin(fetch_one(store, snapshot, chunks, one, sink, progress)).await?;
             }
             Ok(())
         }
         Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing) => {
-            sink(&chunks[read.chunks.start], Err(e))
+            let (kind, what) = (e.kind(), e.to_string());
+            sink(&chunks[read.chunks.start], Err(e))?;
+            // A pack that is gone is not asked for again.
+            for planned in &chunks[read.chunks.start + 1..read.chunks.end] {
+                sink(planned, Err(Error::new(kind, what.clone())))?;
+            }
+            Ok(())
         }
-        Err(e) => Err(e),
-    }
-}
-
-async fn read_range(snapshot: &Snapshot, read: &PlannedRead, object: &str) -> Result<Bytes> {
-    let pack = &snapshot.directory().packs[read.pack as usize];
-    let version = snapshot.pack_version(pack);
-    match snapshot
-        .backend
-        .read(
-            object,
-            ReadRange::Exact(read.range.clone()),
-            version.as_ref(),
-        )
-        .await
-    {
-        Ok(got) => Ok(got.bytes),
-        Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::missing(object)),
         Err(e) => Err(e),
     }
 }
@@ -132,10 +102,10 @@ async fn decode(
     snapshot: &Snapshot,
     chunks: Arc<Vec<PlannedChunk>>,
     read: PlannedRead,
-    object: String,
     bytes: Bytes,
     sink: Sink,
 ) -> Result<()> {
+    let object = snapshot.pack_object(&snapshot.directory().packs[read.pack as usize]);
     let key = snapshot.key.clone();
     let (sender, receiver) = tokio::sync::oneshot::channel();
     store.pool().spawn_fifo(move || {
@@ -158,8 +128,8 @@ async fn decode(
     });
     receiver.await.unwrap_or_else(|_| {
         Err(Error::new(
-            ErrorKind::Store,
-            "a worker thread died while decoding",
+            ErrorKind::Target,
+            "a worker thread died while decoding or writing to the target",
         ))
     })
 }

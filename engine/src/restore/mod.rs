@@ -11,6 +11,7 @@ mod target;
 use std::{
     fs,
     io::Write,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Instant,
@@ -27,7 +28,7 @@ use self::{
 };
 use crate::{
     Store,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     gvisor,
     progress::Progress,
     snapshot::Snapshot,
@@ -100,11 +101,20 @@ impl Snapshot {
         let partial = Partial::create(&dir)?;
         let sections = self.chosen(options)?;
         let mut targets: Vec<(usize, Arc<dyn Target>)> = Vec::new();
+        let mut lost = Vec::new();
         for section in sections {
             let path = partial.path.join(self.file_name(section));
-            targets.push((section, self.new_target(section, &path, options).await?));
+            match self.new_target(section, &path, options).await {
+                Ok(target) => targets.push((section, target)),
+                // Without its table nothing of a tree can be had; the other sections can.
+                Err(e) if options.salvage && is_damage(&e) => {
+                    lost.push(self.lose(section, 0..self.sections()[section].length, &e));
+                }
+                Err(e) => return Err(e),
+            }
         }
-        let stats = self.restore_to(store, targets, options).await?;
+        let mut stats = self.restore_to(store, targets, options).await?;
+        stats.damage.extend(lost);
         partial.become_whole(&dir)?;
         Ok(stats)
     }
@@ -118,14 +128,25 @@ impl Snapshot {
     ) -> Result<RestoreStats> {
         let started = Instant::now();
         let (mut plan, mut raw_bytes, mut zero_bytes) = (Plan::default(), 0, 0);
+        let mut damage = Vec::new();
         for (number, (section, _)) in targets.iter().enumerate() {
             raw_bytes += self.sections()[*section].length;
-            zero_bytes += plan.add(number as u32, &self.load_segments(*section).await?);
+            let (zeros, lost) = self
+                .plan_section(&mut plan, number as u32, *section)
+                .await?;
+            zero_bytes += zeros;
+            for (range, error) in lost {
+                let lost = self.lose(*section, range, &error);
+                if !options.salvage {
+                    return Err(lost.refuse(error));
+                }
+                damage.push(lost);
+            }
         }
         options.progress.add_total(raw_bytes);
         options.progress.add_restored(zero_bytes);
         let chunks = plan.chunks.len() as u64;
-        let damage = Arc::new(Mutex::new(Vec::new()));
+        let damage = Arc::new(Mutex::new(damage));
         let sink = self.sink(&targets, damage.clone(), options);
         let read_before = options.progress.snapshot().read_bytes;
         fetch::fetch(store, self, plan, sink, &options.progress, &options.cancel).await?;
@@ -250,6 +271,42 @@ impl Snapshot {
         })
     }
 
+    /// Plans a section's chunks, as far as its extent map can be read. Returns the bytes of its zero runs, and the ranges whose map is damaged.
+    pub(crate) async fn plan_section(
+        &self,
+        plan: &mut Plan,
+        target: u32,
+        section: usize,
+    ) -> Result<(u64, Vec<(Range<u64>, Error)>)> {
+        let (mut zeros, mut lost) = (0, Vec::new());
+        let segments = self.load_each_segment(section).await?;
+        for (segment, info) in segments.into_iter().zip(&self.sections()[section].segments) {
+            match segment {
+                Ok(segment) => zeros += plan.add_segment(target, info.section_offset, &segment),
+                Err(e) if is_damage(&e) => {
+                    lost.push((
+                        info.section_offset..info.section_offset + info.section_len,
+                        e,
+                    ));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok((zeros, lost))
+    }
+
+    /// That a range of a section cannot be had.
+    pub(crate) fn lose(&self, section: usize, range: Range<u64>, error: &Error) -> Damage {
+        Damage {
+            what: error.to_string(),
+            lost: vec![LostRange {
+                section: self.sections()[section].title(),
+                offset: range.start,
+                len: range.end - range.start,
+            }],
+        }
+    }
+
     fn sink(
         &self,
         targets: &[(usize, Arc<dyn Target>)],
@@ -281,14 +338,7 @@ impl Snapshot {
                         lost,
                     };
                     if !salvage {
-                        return Err(error.hint(format!(
-                            "{}; restore with salvage to get the undamaged rest",
-                            lost.lost
-                                .iter()
-                                .map(LostRange::to_string)
-                                .collect::<Vec<_>>()
-                                .join(", ")
-                        )));
+                        return Err(lost.refuse(error));
                     }
                     damage.lock().expect("no panic while held").push(lost);
                 }
@@ -303,6 +353,33 @@ impl Snapshot {
             offset: placement.offset,
             len: placement.len.into(),
         }
+    }
+}
+
+/// Whether the error is about stored bytes, so that others may still be had.
+fn is_damage(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing)
+}
+
+/// Lost ranges that an error names; a chunk may stand in thousands of places.
+const MAX_NAMED: usize = 8;
+
+impl Damage {
+    /// `error` with what is lost by it.
+    fn refuse(&self, error: Error) -> Error {
+        let mut lost: Vec<_> = self
+            .lost
+            .iter()
+            .take(MAX_NAMED)
+            .map(LostRange::to_string)
+            .collect();
+        if self.lost.len() > MAX_NAMED {
+            lost.push(format!("and {} more ranges", self.lost.len() - MAX_NAMED));
+        }
+        error.hint(format!(
+            "{}; restore with salvage to get the undamaged rest",
+            lost.join(", ")
+        ))
     }
 }
 

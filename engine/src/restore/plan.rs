@@ -58,34 +58,46 @@ impl Plan {
     pub(crate) fn add(&mut self, target: u32, segments: &[Segment]) -> u64 {
         let (mut offset, mut zeros) = (0, 0);
         for segment in segments {
-            for extent in &segment.extents {
-                match *extent {
-                    Extent::Zero { len } => zeros += len,
-                    Extent::Chunk { chunk, start, len } => {
-                        let chunk = &segment.chunks[chunk as usize];
-                        let next = self.chunks.len();
-                        let number = *self
-                            .by_location
-                            .entry((chunk.location.pack, chunk.location.offset))
-                            .or_insert(next);
-                        if number == next {
-                            self.chunks.push(PlannedChunk {
-                                chunk: *chunk,
-                                placements: Vec::with_capacity(1),
-                            });
-                        }
-                        self.chunks[number].placements.push(Placement {
-                            target,
-                            offset,
-                            start,
-                            len,
-                        });
-                    }
-                }
-                offset += extent.len();
-            }
+            zeros += self.add_segment(target, offset, segment);
+            offset += segment.len();
         }
         zeros
+    }
+
+    /// Adds a segment of a section's extent map that begins at `offset`. Returns the bytes of its zero runs.
+    pub(crate) fn add_segment(&mut self, target: u32, mut offset: u64, segment: &Segment) -> u64 {
+        let mut zeros = 0;
+        for extent in &segment.extents {
+            match *extent {
+                Extent::Zero { len } => zeros += len,
+                Extent::Chunk { chunk, start, len } => {
+                    let number = self.number_of(&segment.chunks[chunk as usize]);
+                    self.chunks[number].placements.push(Placement {
+                        target,
+                        offset,
+                        start,
+                        len,
+                    });
+                }
+            }
+            offset += extent.len();
+        }
+        zeros
+    }
+
+    fn number_of(&mut self, chunk: &Chunk) -> usize {
+        let next = self.chunks.len();
+        let place = (chunk.location.pack, chunk.location.offset);
+        let number = *self.by_location.entry(place).or_insert(next);
+        // Only a made-up extent map has two chunks in one place. Each is then checked for itself: at most one of them is there.
+        if number != next && self.chunks[number].chunk == *chunk {
+            return number;
+        }
+        self.chunks.push(PlannedChunk {
+            chunk: *chunk,
+            placements: Vec::with_capacity(1),
+        });
+        next
     }
 
     /// Keeps a random share of the chunks, between 0 and 1.

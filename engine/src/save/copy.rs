@@ -42,7 +42,7 @@ impl SnapshotWriter {
         };
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let _ = sender.send(batch);
-        work.packer.push_async(receiver).await
+        work.unfinished.packer().push_async(receiver).await
     }
 
     /// Commits what [`SnapshotWriter::append_frames`] stored as the sections of `source`.
@@ -52,15 +52,12 @@ impl SnapshotWriter {
         all: Vec<(SectionInfo, Vec<Segment>)>,
         chunks: &[PlannedChunk],
     ) -> Result<SaveStats> {
-        let Some(Work { lease, packer, .. }) = self.work.take() else {
+        let Some(Work { mut unfinished, .. }) = self.work.take() else {
             return Err(Error::invalid("the save has failed"));
         };
-        let packed = match packer.finish().await {
+        let packed = match unfinished.packed().await {
             Ok(packed) => packed,
-            Err(e) => {
-                let _ = self.clean_up(lease).await;
-                return Err(e);
-            }
+            Err(e) => return Err(unfinished.fail(e).await),
         };
         let moved: HashMap<_, _> = packed
             .chunks
@@ -86,6 +83,6 @@ impl SnapshotWriter {
             packed.packs.clone(),
             &moved,
         );
-        self.conclude(lease, packed, sealed, raw_bytes).await
+        self.conclude(unfinished, packed, sealed, raw_bytes).await
     }
 }

@@ -13,11 +13,12 @@ mod packer;
 mod pipeline;
 mod proof;
 mod seal;
+mod undo;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 pub use podsnap_format::codec::{Dtype, Policy};
@@ -34,7 +35,9 @@ use self::{
     index::{SaveIndex, SavedSection},
     packer::{Packed, PackerQueue},
     pipeline::{Buffers, Pipeline},
+    proof::Proofs,
     seal::SectionShape,
+    undo::Unfinished,
 };
 use crate::{
     Store,
@@ -199,9 +202,8 @@ pub struct SnapshotWriter {
 
 /// What is lent to a blocking thread while a section is taken in.
 struct Work {
-    lease: Lease,
+    unfinished: Unfinished,
     index: SaveIndex,
-    packer: PackerQueue,
     buffers: Buffers,
     successors: Arc<Successors>,
 }
@@ -255,10 +257,10 @@ impl SnapshotWriter {
             gvisor: options.gvisor.clone(),
             ..Metadata::default()
         };
+        let packer = PackerQueue::start(backend.clone(), header.clone(), options.progress.clone());
         let work = Work {
-            lease,
+            unfinished: Unfinished::new(store.clone(), header.clone(), lease, packer),
             index: SaveIndex::new(Arc::new(base)),
-            packer: PackerQueue::start(backend.clone(), header.clone(), options.progress.clone()),
             buffers: Buffers::for_threads(store.pool().current_num_threads()),
             successors: Arc::default(),
         };
@@ -325,15 +327,19 @@ impl SnapshotWriter {
         });
         let (store, options) = (self.store.clone(), self.options.clone());
         let input = section.input;
+        // Ends the thread's work when nobody waits for it any more.
+        let awaited = CancellationToken::new();
+        let _awaiting = awaited.clone().drop_guard();
         let (work, result) = tokio::task::spawn_blocking(move || {
-            let failed = || options.cancel.is_cancelled();
+            let failed = || options.cancel.is_cancelled() || awaited.is_cancelled();
             let result = Pipeline {
                 pool: store.pool(),
                 buffers: &work.buffers,
-                packer: &work.packer,
+                packer: work.unfinished.packer(),
                 index: &mut work.index,
                 progress: &options.progress,
                 cutter,
+                proofs: Proofs::default(),
                 policy: options.codec,
                 dtype: section.dtype,
                 cancelled: &failed,
@@ -356,27 +362,18 @@ impl SnapshotWriter {
                 self.work = Some(work);
                 Ok(())
             }
-            Err(e) => {
-                // A packer that gave up knows better why.
-                let e = if work.packer.has_failed() {
-                    work.packer.finish().await.err().unwrap_or(e)
-                } else {
-                    work.packer.abort().await;
-                    e
-                };
-                let _ = self.clean_up(work.lease).await;
-                Err(e)
-            }
+            Err(e) => Err(work.unfinished.fail(e).await),
         }
     }
 
     /// Commits: when this returns, the snapshot is visible, whole and durable. The one error behind the commit is a group's head that
     /// could not be moved; it says so.
+    ///
+    /// Once it has begun, dropping the future does not stop it: whether the snapshot is committed then, the store knows.
     pub async fn finish(mut self) -> Result<SaveStats> {
         let Some(Work {
-            lease,
+            mut unfinished,
             index,
-            packer,
             ..
         }) = self.work.take()
         else {
@@ -384,40 +381,41 @@ impl SnapshotWriter {
                 "an earlier section failed: nothing can be committed",
             ));
         };
-        let packed = match packer.finish().await {
+        let packed = match unfinished.packed().await {
             Ok(packed) => packed,
-            Err(e) => {
-                let _ = self.clean_up(lease).await;
-                return Err(e);
-            }
+            Err(e) => return Err(unfinished.fail(e).await),
         };
         let metadata = serde_json::to_string(&self.metadata).expect("metadata is plain data");
         let sealed = seal::seal(&self.header, metadata, &index, &packed, &self.shapes);
         let raw_bytes = index.sections.iter().map(|s| s.len).sum();
-        self.conclude(lease, packed, sealed, raw_bytes).await
+        self.conclude(unfinished, packed, sealed, raw_bytes).await
     }
 
     /// Commits a manifest, if there is one, and says what the save did.
     async fn conclude(
         self,
-        lease: Lease,
+        unfinished: Unfinished,
         packed: Packed,
         sealed: Result<EncodedManifest>,
         raw_bytes: u64,
     ) -> Result<SaveStats> {
         let EncodedManifest { bytes, digest } = match sealed {
             Ok(sealed) => sealed,
-            Err(e) => {
-                let _ = self.clean_up(lease).await;
-                return Err(e);
-            }
+            Err(e) => return Err(unfinished.fail(e).await),
         };
         let bytes = [self.header.encode().as_slice(), &bytes].concat();
         let manifest_bytes = bytes.len() as u64;
-        self.commit(lease, bytes).await?;
-        let p = self.options.progress.snapshot();
+        let (progress, started) = (self.options.progress.clone(), self.started);
+        let snapshot = self.header.snapshot.to_string();
+        let bases = self.metadata.bases.clone();
+        // A commit is not left in the middle.
+        let commit = tokio::spawn(async move { self.commit(unfinished, bytes).await });
+        commit
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Store, "the commit died")))?;
+        let p = progress.snapshot();
         Ok(SaveStats {
-            snapshot: self.header.snapshot.to_string(),
+            snapshot,
             digest: digest.to_string(),
             raw_bytes,
             zero_bytes: p.zero_bytes,
@@ -428,52 +426,76 @@ impl SnapshotWriter {
             manifest_bytes,
             packs: packed.packs.len() as u64,
             chunks: packed.chunks.len() as u64,
-            elapsed_ms: self.started.elapsed().as_millis() as u64,
-            bases: self.metadata.bases.clone(),
+            elapsed_ms: started.elapsed().as_millis() as u64,
+            bases,
         })
     }
 
     /// Makes the snapshot visible, moves the head, drops the lease. Whatever fails before the manifest stands undoes the save.
-    async fn commit(&self, lease: Lease, manifest: Vec<u8>) -> Result<()> {
+    async fn commit(&self, unfinished: Unfinished, manifest: Vec<u8>) -> Result<()> {
         let (backend, snapshot) = (&**self.store.backend(), &self.header.snapshot);
         let len = manifest.len() as u64;
-        let written = async {
-            lease.check(snapshot).await?;
-            if self.options.cancel.is_cancelled() {
-                return Err(Error::interrupted());
+        if let Err(e) = unfinished.lease().check(snapshot).await {
+            return Err(unfinished.fail(e).await);
+        }
+        if self.options.cancel.is_cancelled() {
+            return Err(unfinished.fail(Error::interrupted()).await);
+        }
+        let name = names::object(snapshot, names::MANIFEST);
+        if let Err(e) = backend.put(&name, manifest.into(), Condition::Absent).await {
+            // The answer may be lost though the manifest stands. Then the packs must stand too.
+            match self.committed().await {
+                Ok(true) => {}
+                Ok(false) => return Err(unfinished.fail(e).await),
+                Err(unknown) => {
+                    tracing::warn!(%snapshot, error = %unknown, "the store cannot be asked for the manifest");
+                    unfinished.leave();
+                    return Err(Error::new(
+                        e.kind(),
+                        format!("it is not known whether {snapshot} was committed"),
+                    )
+                    .because(e)
+                    .hint("save it again under the same id: either it is there and whole, or what is left of it is removed first"));
+                }
             }
-            let name = names::object(snapshot, names::MANIFEST);
-            match backend.put(&name, manifest.into(), Condition::Absent).await {
-                // The answer may be lost though the manifest stands. Then the packs must stand too.
-                Err(e) if !self.committed().await? => Err(e),
-                _ => Ok(()),
-            }
-        };
-        if let Err(e) = written.await {
-            let _ = self.clean_up(lease).await;
-            return Err(e);
         }
         self.options.progress.add_stored(len);
-        let head = match &self.options.group {
-            Some(group) => {
-                heads::advance(backend, group, snapshot, self.metadata.created_unix_ms).await
+        if let Some(group) = &self.options.group {
+            let created = self.metadata.created_unix_ms;
+            if let Err(e) = heads::advance(backend, group, snapshot, created).await {
+                // The next save of this id finds the lease, and moves the head.
+                unfinished.leave();
+                return Err(Error::new(
+                    e.kind(),
+                    format!(
+                        "{snapshot} is committed, but it could not be made the head of {group}"
+                    ),
+                )
+                .because(e)
+                .hint(
+                    "save it again under the same id: that is refused, but moves the head first",
+                ));
             }
-            None => Ok(()),
-        };
-        if let Err(error) = lease.release().await {
+        }
+        if let Err(error) = unfinished.committed().release().await {
             tracing::warn!(%snapshot, %error, "the lease could not be dropped; it will expire");
         }
-        head
+        Ok(())
     }
 
     /// Gives the save up and removes everything it wrote.
     pub async fn abort(mut self) -> Result<()> {
         match self.work.take() {
-            Some(work) => {
-                work.packer.abort().await;
-                self.clean_up(work.lease).await
-            }
+            Some(work) => work.unfinished.undo().await,
             None => Ok(()),
+        }
+    }
+
+    /// Gives the save up because of `e`; returns what to say of it.
+    pub(crate) async fn fail(mut self, e: Error) -> Error {
+        match self.work.take() {
+            Some(work) => work.unfinished.fail(e).await,
+            None => e,
         }
     }
 
@@ -481,41 +503,10 @@ impl SnapshotWriter {
     async fn committed(&self) -> Result<bool> {
         match Snapshot::open(&self.store, &self.header.snapshot).await {
             Ok(snapshot) => Ok(snapshot.directory().header.attempt == self.header.attempt),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            // The lease beside it was read just now: if the caller may read here, what is refused is not there.
+            Err(e) if e.is_absence() => Ok(false),
             Err(e) => Err(e),
         }
-    }
-
-    async fn clean_up(&self, lease: Lease) -> Result<()> {
-        let backend = &**self.store.backend();
-        let removed =
-            lease::remove_packs(backend, &self.header.snapshot, self.header.attempt).await;
-        if let Err(error) = &removed {
-            // With the lease left, the next save of this id will find what is left and remove it.
-            tracing::warn!(snapshot = %self.header.snapshot, %error, "could not remove what was written");
-            removed?;
-        }
-        lease.release().await
-    }
-}
-
-impl Drop for SnapshotWriter {
-    fn drop(&mut self) {
-        let (Some(work), Ok(runtime)) = (self.work.take(), tokio::runtime::Handle::try_current())
-        else {
-            return;
-        };
-        let (store, header) = (self.store.clone(), self.header.clone());
-        runtime.spawn(async move {
-            work.packer.abort().await;
-            let backend = &**store.backend();
-            if lease::remove_packs(backend, &header.snapshot, header.attempt)
-                .await
-                .is_ok()
-            {
-                let _ = tokio::time::timeout(Duration::from_secs(10), work.lease.release()).await;
-            }
-        });
     }
 }
 
@@ -569,6 +560,7 @@ async fn open_bases(store: &Store, wanted: &[WantedBase]) -> Result<Vec<Snapshot
         match Snapshot::open(store, &base.id).await {
             Ok(snapshot) => opened.push(snapshot),
             Err(e) if e.kind() == ErrorKind::NotFound => base.is_gone()?,
+            Err(e) if e.is_absence() && !base.required => base.is_gone()?,
             Err(e) => return Err(e),
         }
     }
@@ -616,7 +608,8 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
         .head(&names::object(snapshot, names::MANIFEST))
         .await
     {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        // Creating the manifest has the last word.
+        Err(e) if e.is_absence() => return Ok(()),
         Err(e) => return Err(e),
         Ok(_) => {}
     }

@@ -15,6 +15,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -60,60 +61,75 @@ pub(crate) struct Packed {
 
 /// The packer's waiting end.
 pub(crate) struct PackerQueue {
-    sender: mpsc::Sender<oneshot::Receiver<EncodedBatch>>,
+    /// Gone when there are no more batches.
+    sender: Option<mpsc::Sender<oneshot::Receiver<EncodedBatch>>>,
     task: JoinHandle<Result<Packed>>,
+    stop: CancellationToken,
 }
 
 impl PackerQueue {
     /// Starts the packer. `template` is the header of the snapshot's manifest.
     pub(crate) fn start(backend: Arc<dyn Backend>, template: Header, progress: Progress) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE_LEN);
+        let stop = CancellationToken::new();
         let packer = Packer {
             backend,
             template,
             progress,
             open: None,
             packed: Packed::default(),
+            stop: stop.clone(),
         };
         Self {
-            sender,
+            sender: Some(sender),
             task: tokio::spawn(packer.run(receiver)),
+            stop,
         }
     }
 
     /// Announces the next batch; waits while the queue is full. Call it from a blocking thread.
     pub(super) fn push(&self, batch: oneshot::Receiver<EncodedBatch>) -> Result<()> {
-        // The packer's own error says more; it is returned by finish().
-        self.sender
-            .blocking_send(batch)
-            .map_err(|_| Error::new(ErrorKind::Store, "the store stopped taking packs"))
+        let sent = self.sender.as_ref().map(|s| s.blocking_send(batch).is_ok());
+        accepted(sent)
     }
 
     /// [`PackerQueue::push`] for asynchronous callers.
     pub(super) async fn push_async(&self, batch: oneshot::Receiver<EncodedBatch>) -> Result<()> {
-        self.sender
-            .send(batch)
-            .await
-            .map_err(|_| Error::new(ErrorKind::Store, "the store stopped taking packs"))
+        let sent = match &self.sender {
+            Some(sender) => Some(sender.send(batch).await.is_ok()),
+            None => None,
+        };
+        accepted(sent)
     }
 
     /// Whether the packer gave up; its error comes from [`PackerQueue::finish`].
     pub(crate) fn has_failed(&self) -> bool {
-        self.sender.is_closed()
+        self.sender.as_ref().is_some_and(mpsc::Sender::is_closed)
     }
 
-    /// Closes the last pack.
-    pub(crate) async fn finish(self) -> Result<Packed> {
-        drop(self.sender);
-        self.task
-            .await
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Store, "the packer died")))
+    /// Closes the last pack. To be called once; a caller that stops waiting can still [`abort`](PackerQueue::abort).
+    pub(crate) async fn finish(&mut self) -> Result<Packed> {
+        self.sender = None;
+        let ended = (&mut self.task).await;
+        ended.unwrap_or_else(|_| Err(Error::new(ErrorKind::Store, "the packer died")))
     }
 
-    /// Ends the packer wherever it is; waits until it has ended.
+    /// Ends the packer, which gives up the pack it was writing; waits until it has ended.
     pub(crate) async fn abort(self) {
-        self.task.abort();
+        self.stop.cancel();
+        drop(self.sender);
         let _ = self.task.await;
+    }
+}
+
+/// The packer's own error says more; it is returned by [`PackerQueue::finish`].
+fn accepted(sent: Option<bool>) -> Result<()> {
+    match sent {
+        Some(true) => Ok(()),
+        _ => Err(Error::new(
+            ErrorKind::Store,
+            "the store stopped taking packs",
+        )),
     }
 }
 
@@ -136,6 +152,7 @@ struct Packer {
     progress: Progress,
     open: Option<OpenPack>,
     packed: Packed,
+    stop: CancellationToken,
 }
 
 impl Packer {
@@ -143,7 +160,29 @@ impl Packer {
         mut self,
         mut batches: mpsc::Receiver<oneshot::Receiver<EncodedBatch>>,
     ) -> Result<Packed> {
-        while let Some(batch) = batches.recv().await {
+        match self.pack(&mut batches).await {
+            Ok(()) => Ok(self.packed),
+            Err(e) => {
+                if let Some(open) = self.open.take() {
+                    give_up(&open.name, open.body.writer).await;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    async fn pack(
+        &mut self,
+        batches: &mut mpsc::Receiver<oneshot::Receiver<EncodedBatch>>,
+    ) -> Result<()> {
+        let stop = self.stop.clone();
+        loop {
+            let batch = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Err(Error::interrupted()),
+                batch = batches.recv() => batch,
+            };
+            let Some(batch) = batch else { break };
             // A batch that never comes belongs to a save that failed and will not be finished.
             let Ok(batch) = batch.await else {
                 return Err(Error::new(
@@ -151,13 +190,22 @@ impl Packer {
                     "a worker thread died while encoding",
                 ));
             };
-            self.append(batch).await?;
+            self.make_room().await?;
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Err(Error::interrupted()),
+                appended = self.append(batch) => appended?,
+            }
         }
-        self.close().await?;
-        Ok(self.packed)
+        // The queue's end may be that of a save that is given up.
+        if stop.is_cancelled() {
+            return Err(Error::interrupted());
+        }
+        self.close().await
     }
 
-    async fn append(&mut self, batch: EncodedBatch) -> Result<()> {
+    /// Sees to it that a pack is open that is not full.
+    async fn make_room(&mut self) -> Result<()> {
         if self
             .open
             .as_ref()
@@ -165,10 +213,22 @@ impl Packer {
         {
             self.close().await?;
         }
+        if self.open.is_none() {
+            let number = self.packed.packs.len() as u32;
+            let open = self
+                .open
+                .insert(open_pack(&*self.backend, &self.template, number).await?);
+            let header = Bytes::copy_from_slice(&self.template.pack(number).encode());
+            open.body.write(header, &Progress::default()).await?;
+            debug_assert_eq!(open.body.len, HEADER_LEN as u64);
+        }
+        Ok(())
+    }
+
+    async fn append(&mut self, batch: EncodedBatch) -> Result<()> {
         let pack = self.packed.packs.len() as u32;
-        let open = match &mut self.open {
-            Some(open) => open,
-            slot => slot.insert(open_pack(&*self.backend, &self.template, pack).await?),
+        let Some(open) = &mut self.open else {
+            return Err(Error::new(ErrorKind::Store, "no pack is open"));
         };
         let mut offset = open.body.len;
         for chunk in &batch.chunks {
@@ -190,23 +250,32 @@ impl Packer {
     }
 
     async fn close(&mut self) -> Result<()> {
-        let Some(mut open) = self.open.take() else {
+        let Some(OpenPack {
+            name,
+            index,
+            mut body,
+        }) = self.open.take()
+        else {
             return Ok(());
         };
-        let index = open.index.finish(open.body.len);
-        let index =
-            index.map_err(|e| Error::invalid("the pack's index cannot be written").because(e))?;
-        open.body.write(index.into(), &self.progress).await?;
+        let written = match index.finish(body.len) {
+            Ok(index) => body.write(index.into(), &self.progress).await,
+            Err(e) => Err(Error::invalid("the pack's index cannot be written").because(e)),
+        };
+        if let Err(e) = written {
+            give_up(&name, body.writer).await;
+            return Err(e);
+        }
         let PackBody {
             writer,
             len,
             crc32c,
-        } = open.body;
+        } = body;
         let meta = writer.finish().await?;
         self.packed.len += len;
         self.packed.packs.push(PackInfo {
             snapshot: self.template.snapshot.clone(),
-            name: open.name,
+            name,
             version: meta.version.0,
             length: len,
             crc32c,
@@ -215,23 +284,26 @@ impl Packer {
     }
 }
 
+async fn give_up(name: &str, writer: Box<dyn ObjectWriter>) {
+    if let Err(error) = writer.abort().await {
+        tracing::warn!(pack = name, %error, "an unfinished pack could not be given up");
+    }
+}
+
 async fn open_pack(backend: &dyn Backend, template: &Header, number: u32) -> Result<OpenPack> {
     let header = template.pack(number);
     let name = header.pack_name().to_string();
-    let object = names::object(&header.snapshot, &name);
-    let bytes = Bytes::copy_from_slice(&header.encode());
-    let writer = backend.create(&object).await?;
-    let mut body = PackBody {
-        writer,
-        len: 0,
-        crc32c: 0,
-    };
-    body.write(bytes, &Progress::default()).await?;
-    debug_assert_eq!(body.len, HEADER_LEN as u64);
+    let writer = backend
+        .create(&names::object(&header.snapshot, &name))
+        .await?;
     Ok(OpenPack {
         name,
         index: PackIndexBuilder::new(header),
-        body,
+        body: PackBody {
+            writer,
+            len: 0,
+            crc32c: 0,
+        },
     })
 }
 

@@ -18,7 +18,7 @@ use super::{
     ahead::{Ahead, ReadAhead},
     buffers::{Buffer, BufferPool},
     cut::{Cutter, Piece, PieceKind},
-    grow,
+    grow::{self, Grown, GrownChunk, Known},
     index::{Lookup, Place, SaveIndex},
     packer::{EncodedBatch, EncodedChunk, PackerQueue},
     proof::Proofs,
@@ -67,6 +67,8 @@ pub(super) struct Pipeline<'a> {
     pub(super) index: &'a mut SaveIndex,
     pub(super) progress: &'a Progress,
     pub(super) cutter: Arc<Cutter>,
+    /// Kept from one segment to the next: a chunk that crosses their border is asked for on both sides.
+    pub(super) proofs: Proofs,
     pub(super) policy: Policy,
     pub(super) dtype: Option<Dtype>,
     pub(super) cancelled: &'a (dyn Fn() -> bool + Sync),
@@ -168,7 +170,6 @@ impl Pipeline<'_> {
         self.check_cancelled()?;
         let buffer = Arc::new(segment.buffer);
         let mut batch = Batch::default();
-        let mut proofs = Proofs::default();
         let mut pieces = segment.pieces.as_slice();
         while let Some((piece, rest)) = pieces.split_first() {
             match piece.kind {
@@ -196,7 +197,7 @@ impl Pipeline<'_> {
                 }
                 PieceKind::Chunk(_) => {
                     let (run, rest) = pieces.split_at(self.unknown_count(pieces));
-                    self.unknown_run(run, rest.first(), &buffer, &mut batch, &mut proofs)?;
+                    self.unknown_run(run, rest.first(), &buffer, &mut batch)?;
                     pieces = rest;
                 }
             }
@@ -251,40 +252,26 @@ impl Pipeline<'_> {
         next: Option<&Piece>,
         buffer: &Arc<Buffer>,
         batch: &mut Batch,
-        proofs: &mut Proofs,
     ) -> Result<()> {
         let (first, last) = (run[0], run[run.len() - 1]);
         let whole = first.start..last.start + last.len;
-        let key = self.cutter.key.clone();
         let here = self.place();
-        let front = match self.known_end_before(here) {
-            Some(known_end) => grow::forward(
-                self.index,
-                &buffer[whole.clone()],
-                known_end,
-                here,
-                proofs,
-                key.as_ref(),
-            ),
-            None => Vec::new(),
+        let behind = here.after(whole.len() as u64);
+        let key = self.cutter.key.clone();
+        let mut grower = grow::Grower {
+            index: self.index,
+            proofs: &mut self.proofs,
+            key: key.as_ref(),
         };
+        let front = known_before(grower.index, here)
+            .map(|known| grower.forward(&buffer[whole.clone()], known, here))
+            .find(|grown| !grown.is_empty())
+            .unwrap_or_default();
         let middle_start = whole.start + grow::total(&front);
-        let back = match next.map(|p| p.kind) {
-            Some(PieceKind::Chunk(id)) => match self.index.met(&id) {
-                Some(chunk) => {
-                    let place = self.index.chunks[chunk as usize].whole_at;
-                    grow::backward(
-                        self.index,
-                        &buffer[middle_start..whole.end],
-                        place,
-                        proofs,
-                        key.as_ref(),
-                    )
-                }
-                None => Vec::new(),
-            },
-            _ => Vec::new(),
-        };
+        let back = known_behind(grower.index, next)
+            .map(|known| grower.backward(&buffer[middle_start..whole.end], known, behind))
+            .find(|grown| !grown.is_empty())
+            .unwrap_or_default();
         let middle = middle_start..whole.end - grow::total(&back);
         self.ranges(&front);
         for piece in run {
@@ -302,29 +289,20 @@ impl Pipeline<'_> {
         Ok(())
     }
 
-    /// If the bytes just before `here` stand elsewhere in this save too: the place behind them there.
-    fn known_end_before(&self, here: Place) -> Option<Place> {
-        let last = self.index.sections[here.section as usize].extents.last()?;
-        let Content::Chunk { chunk, start } = last.content else {
-            return None;
-        };
-        let whole_at = self.index.chunks[chunk as usize].whole_at;
-        Some(Place {
-            offset: whole_at.offset + u64::from(start) + last.len,
-            ..whole_at
-        })
-    }
-
-    fn ranges(&mut self, grown: &[grow::Grown]) {
+    fn ranges(&mut self, grown: &[Grown]) {
         for part in grown {
+            let chunk = match part.chunk {
+                GrownChunk::Saved(chunk) => chunk,
+                GrownChunk::Base { chunk, whole_at } => self.index.enter_base(chunk, whole_at),
+            };
             self.section().push(
                 part.len as u64,
                 Content::Chunk {
-                    chunk: part.chunk,
+                    chunk,
                     start: part.start,
                 },
             );
-            match self.index.chunks[part.chunk as usize].base {
+            match self.index.chunks[chunk as usize].base {
                 Some(_) => self.progress.add_deduplicated_base(part.len as u64),
                 None => self.progress.add_deduplicated_own(part.len as u64),
             }
@@ -405,6 +383,41 @@ impl Pipeline<'_> {
         });
         Ok(())
     }
+}
+
+/// The places, in this save and in the base, that follow on the bytes just before `here`.
+fn known_before(index: &SaveIndex, here: Place) -> impl Iterator<Item = Known> + use<> {
+    let places = || {
+        let last = index.sections[here.section as usize].extents.last()?;
+        let Content::Chunk { chunk, start } = last.content else {
+            return None;
+        };
+        let known = &index.chunks[chunk as usize];
+        let end = u64::from(start) + last.len;
+        let saved = known.whole_at.after(end);
+        let base = known.base.and_then(|chunk| index.base_place(chunk));
+        Some((
+            (saved != here).then_some(Known::Saved(saved)),
+            base.map(|known| known.after(end)),
+        ))
+    };
+    let (saved, base) = places().unwrap_or_default();
+    saved.into_iter().chain(base)
+}
+
+/// The places, in this save and in the base, that bytes before `next` would have to agree with.
+fn known_behind(index: &SaveIndex, next: Option<&Piece>) -> impl Iterator<Item = Known> + use<> {
+    let id = next.and_then(|piece| match piece.kind {
+        PieceKind::Chunk(id) => Some(id),
+        _ => None,
+    });
+    let saved = id
+        .and_then(|id| index.met(&id))
+        .map(|chunk| Known::Saved(index.chunks[chunk as usize].whole_at));
+    let base = id
+        .and_then(|id| index.base.find(&id))
+        .and_then(|chunk| index.base_place(chunk));
+    saved.into_iter().chain(base)
 }
 
 /// New chunks of one segment that are encoded together.

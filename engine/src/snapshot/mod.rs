@@ -187,7 +187,7 @@ impl Snapshot {
     pub(crate) async fn still_there(&self) -> Result<bool> {
         match self.backend.head(&self.object).await {
             Ok(meta) => Ok(meta.version == self.version),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) if e.is_absence() => Ok(false),
             Err(e) => Err(e),
         }
     }
@@ -273,8 +273,32 @@ impl Snapshot {
         }
     }
 
+    /// Bytes of a pack. They are read at the version that the manifest names, and at any other if that one is gone: a store
+    /// may have been copied, and what is read is compared with the chunks' ids in any case.
+    pub(crate) async fn read_pack(&self, pack: u32, range: Range<u64>) -> Result<Bytes> {
+        let info = &self.directory.packs[pack as usize];
+        let object = self.pack_object(info);
+        let version = self.pack_version(info);
+        let range = ReadRange::Exact(range);
+        let mut read = self
+            .backend
+            .read(&object, range.clone(), version.as_ref())
+            .await;
+        if let Err(e) = &read
+            && matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound)
+            && version.is_some()
+        {
+            read = self.backend.read(&object, range, None).await;
+        }
+        match read {
+            Ok(read) => Ok(read.bytes),
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(Error::missing(&object)),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The version to read a pack at, if the store gave one.
-    pub(crate) fn pack_version(&self, pack: &PackInfo) -> Option<Version> {
+    fn pack_version(&self, pack: &PackInfo) -> Option<Version> {
         match (pack.name.is_empty(), pack.version.is_empty()) {
             (true, _) => Some(self.version.clone()),
             (false, true) => None,
@@ -293,6 +317,11 @@ impl Snapshot {
 
     /// All segments of a section's extent map, in a few large reads.
     pub(crate) async fn load_segments(&self, section: usize) -> Result<Vec<Segment>> {
+        self.load_each_segment(section).await?.into_iter().collect()
+    }
+
+    /// [`Snapshot::load_segments`], with an error for each that is damaged instead of one for all.
+    pub(crate) async fn load_each_segment(&self, section: usize) -> Result<Vec<Result<Segment>>> {
         let infos = &self.sections()[section].segments;
         let mut segments = Vec::new();
         while segments.len() < infos.len() {
@@ -311,7 +340,7 @@ impl Snapshot {
             for (number, info) in infos.iter().enumerate().skip(first).take(count) {
                 let bytes =
                     &read[(info.object_offset - start) as usize..][..info.object_len as usize];
-                segments.push(self.parse_segment(section, number, bytes)?);
+                segments.push(self.parse_segment(section, number, bytes));
             }
         }
         Ok(segments)

@@ -14,9 +14,8 @@ use tokio::sync::Mutex;
 
 use super::Snapshot;
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     frames,
-    store::ReadRange,
 };
 
 /// Reads ranges of one section.
@@ -102,29 +101,18 @@ impl SectionReader {
 
     async fn chunk(&self, map: &Segment, number: u32, decoder: &mut Decoder) -> Result<Vec<u8>> {
         let chunk = &map.chunks[number as usize];
-        let pack = &self.snapshot.directory().packs[chunk.location.pack as usize];
-        let object = self.snapshot.pack_object(pack);
+        let pack = chunk.location.pack;
         let start = chunk.location.offset;
         let end = start + FRAME_HEADER_LEN as u64 + u64::from(chunk.location.encoded_len);
-        let version = self.snapshot.pack_version(pack);
-        let read = match self
-            .snapshot
-            .backend
-            .read(&object, ReadRange::Exact(start..end), version.as_ref())
-            .await
-        {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Err(Error::missing(&object)),
-            read => read?,
-        };
+        let bytes = self.snapshot.read_pack(pack, start..end).await?;
         let mut raw = Vec::new();
-        frames::decode_checked(
-            &read.bytes,
-            chunk,
-            self.snapshot.key.as_ref(),
-            decoder,
-            &mut raw,
-        )
-        .map_err(|why| Error::damaged(frames::place(&object, start), why))?;
+        frames::decode_checked(&bytes, chunk, self.snapshot.key.as_ref(), decoder, &mut raw)
+            .map_err(|why| {
+                let object = self
+                    .snapshot
+                    .pack_object(&self.snapshot.directory().packs[pack as usize]);
+                Error::damaged(frames::place(&object, start), why)
+            })?;
         Ok(raw)
     }
 }

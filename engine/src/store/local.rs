@@ -11,6 +11,7 @@ use std::{
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -111,24 +112,41 @@ fn meta_of(name: &str, stat: &fs::Metadata) -> ObjectMeta {
     }
 }
 
-/// Runs `work` in the directory of `path`, which is made if it is missing and goes again if nothing came into it.
-fn in_parent<T>(path: &Path, work: impl Fn(&Path) -> io::Result<T>) -> io::Result<T> {
-    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let mut tries = 0;
+fn parent_of(path: &Path) -> io::Result<&Path> {
+    path.parent()
+        .ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+/// Locks a directory, so that comparing a version in it and acting on that are one step. The lock ends with the file.
+fn lock(dir: &Path) -> io::Result<File> {
     loop {
-        fs::create_dir_all(parent)?;
-        match work(parent) {
-            // Whoever deleted the last object in it has just removed it.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !parent.exists() && tries < 16 => {
-                tries += 1;
-            }
+        let file = File::open(dir)?;
+        flock(&file, FlockOperation::LockExclusive)?;
+        // While waiting, the directory may have gone with its last object, and another one have come.
+        if fs::metadata(dir)?.ino() == file.metadata()?.ino() {
+            return Ok(file);
+        }
+    }
+}
+
+/// Does something in a directory that is made if it is missing, again if it goes with its last object just then. It goes again if
+/// nothing came into it.
+fn in_made_dir<T>(dir: &Path, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..100 {
+        fs::create_dir_all(dir)?;
+        match work() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !dir.exists() => {}
             Err(e) => {
-                let _ = fs::remove_dir(parent);
+                let _ = fs::remove_dir(dir);
                 return Err(e);
             }
             done => return done,
         }
     }
+    Err(io::Error::other(format!(
+        "{} is removed as often as it is made",
+        dir.display()
+    )))
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {
@@ -167,30 +185,17 @@ impl LocalBackend {
         bytes: &[u8],
         condition: &Condition,
     ) -> io::Result<ObjectMeta> {
-        in_parent(path, |parent| {
-            self.put_in(parent, name, path, bytes, condition)
-        })
-    }
-
-    fn put_in(
-        &self,
-        parent: &Path,
-        name: &str,
-        path: &Path,
-        bytes: &[u8],
-        condition: &Condition,
-    ) -> io::Result<ObjectMeta> {
-        // Writers of one directory take turns, so that comparing a version and replacing it are one step.
-        let dir = File::open(parent)?;
-        flock(&dir, FlockOperation::LockExclusive)?;
+        let parent = parent_of(path)?;
+        let _locked = in_made_dir(parent, || lock(parent))?;
         sweep(parent)?;
-        let flags = match condition {
-            Condition::Absent => RenameFlags::NOREPLACE,
+        let (flags, replaced) = match condition {
+            Condition::Absent => (RenameFlags::NOREPLACE, None),
             Condition::Matches(version) => {
-                if meta_of(name, &fs::metadata(path)?).version != *version {
+                let stat = fs::metadata(path)?;
+                if meta_of(name, &stat).version != *version {
                     return Err(io::ErrorKind::AlreadyExists.into());
                 }
-                RenameFlags::empty()
+                (RenameFlags::empty(), Some(stat.modified()?))
             }
         };
         let temporary = parent.join(format!("{TEMPORARY}{}", uuid::Uuid::new_v4().simple()));
@@ -201,6 +206,12 @@ impl LocalBackend {
                 .open(&temporary)?;
             flock(&file, FlockOperation::LockExclusive)?;
             file.write_all(bytes)?;
+            // Inodes are used again, and the clock stands still between its ticks: a version must not come back.
+            if let Some(replaced) = replaced
+                && file.metadata()?.modified()? <= replaced
+            {
+                file.set_modified(replaced + Duration::from_nanos(1))?;
+            }
             if self.sync {
                 file.sync_all()?;
             }
@@ -210,6 +221,7 @@ impl LocalBackend {
         })();
         if written.is_err() {
             let _ = fs::remove_file(&temporary);
+            let _ = fs::remove_dir(parent);
         } else if self.sync {
             sync_dir(parent)?;
         }
@@ -293,7 +305,7 @@ impl Backend for LocalBackend {
     async fn create(&self, name: &str) -> Result<Box<dyn ObjectWriter>> {
         let file = self
             .blocking(name, |_, path| {
-                in_parent(path, |_| {
+                in_made_dir(parent_of(path)?, || {
                     OpenOptions::new().write(true).create_new(true).open(path)
                 })
             })
@@ -312,6 +324,11 @@ impl Backend for LocalBackend {
     async fn delete(&self, name: &str, version: Option<&Version>) -> Result<()> {
         let (own_name, version) = (name.to_owned(), version.cloned());
         self.blocking(name, move |_, path| {
+            let parent = parent_of(path)?;
+            let _locked = match lock(parent) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                locked => locked?,
+            };
             let stat = match fs::symlink_metadata(path) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
                 stat => stat?,
@@ -319,15 +336,10 @@ impl Backend for LocalBackend {
             if version.is_some_and(|version| meta_of(&own_name, &stat).version != version) {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
-            match fs::remove_file(path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
+            fs::remove_file(path)?;
+            let _ = sweep(parent);
             // The directory goes with its last object; while it has others this fails, as it should.
-            if let Some(parent) = path.parent() {
-                let _ = sweep(parent);
-                let _ = fs::remove_dir(parent);
-            }
+            let _ = fs::remove_dir(parent);
             Ok(())
         })
         .await

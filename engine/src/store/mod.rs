@@ -1,9 +1,11 @@
-//! Where objects live: one small interface over a directory, memory and whatever `object_store` opens from a URL.
+//! Where objects live: one small interface over a directory, Google Cloud Storage ([`gcs`]), memory and whatever else `object_store`
+//! opens from a URL.
 //!
 //! A backend knows names, bytes, versions and preconditions. It knows nothing of snapshots, and nothing above it knows
-//! which backend it talks to. The composite engine for Google Cloud Storage takes the place of the generic adapter
-//! under `gs://` by implementing the same [`Backend`].
+//! which backend it talks to.
 
+mod checked;
+pub mod gcs;
 mod local;
 mod remote;
 
@@ -12,6 +14,8 @@ use std::{fmt, ops::Range, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub(crate) use checked::Checked;
+pub use gcs::{GcsBackend, GcsOptions};
 pub use local::LocalBackend;
 pub use remote::RemoteBackend;
 
@@ -84,6 +88,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Removes an object; with a version, only that one. Removing what is absent is no error.
     async fn delete(&self, name: &str, version: Option<&Version>) -> Result<()>;
 
+    /// Removes what a writer of `name` that came to no end may have left beside the object itself.
+    async fn remove_leftovers(&self, _name: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Everything below `prefix` (a whole component), recursively, in no particular order.
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>>;
 
@@ -115,11 +124,16 @@ pub trait ObjectWriter: Send {
 pub struct OpenOptions {
     /// Whether a local store waits until objects are on disk before it calls them written. On by default.
     pub sync: bool,
+    /// How a bucket of Google Cloud Storage is used.
+    pub gcs: GcsOptions,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { sync: true }
+        Self {
+            sync: true,
+            gcs: GcsOptions::default(),
+        }
     }
 }
 
@@ -138,6 +152,7 @@ pub(crate) fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Backend>>
             })?;
             Ok(Arc::new(LocalBackend::new(path, options.sync)?))
         }
+        "gs" => Ok(Arc::new(GcsBackend::open(url, options.gcs.clone())?)),
         "memory" => Ok(Arc::new(RemoteBackend::memory(rest))),
         _ => Ok(Arc::new(RemoteBackend::open(url)?)),
     }
@@ -148,6 +163,18 @@ pub(crate) fn not_found(name: &str) -> Error {
     Error::new(
         ErrorKind::NotFound,
         format!("{name} does not exist in the store"),
+    )
+}
+
+/// The error for an object that ends before a range that was asked for does.
+pub(crate) fn too_short(name: &str, len: u64, range: &Range<u64>) -> Error {
+    let from = range.start.max(len);
+    Error::damaged(
+        name,
+        format!(
+            "it ends at {len}, bytes {from} to {} are missing",
+            range.end
+        ),
     )
 }
 

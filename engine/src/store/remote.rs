@@ -1,7 +1,6 @@
-//! Everything `object_store` opens: S3, Azure, memory, and Google Cloud Storage until its own engine takes over.
+//! What `object_store` opens: S3, Azure and memory.
 //!
-//! Writes that need a precondition go as one put. Packs go through multipart uploads where the provider has them without
-//! further permissions; elsewhere they are collected in memory and put whole, which is why packs are short there.
+//! Writes that need a precondition go as one put. Packs go through multipart uploads; in memory they are put whole.
 
 use std::{
     collections::HashMap,
@@ -18,7 +17,7 @@ use object_store::{
 
 use super::{
     Backend, Condition, ObjectMeta, ObjectWriter, ReadBytes, ReadRange, Version, not_found,
-    precondition,
+    precondition, too_short,
 };
 use crate::error::{Error, ErrorKind, Result};
 
@@ -38,19 +37,15 @@ impl RemoteBackend {
     pub fn open(url: &str) -> Result<Self> {
         let parsed = url::Url::parse(url)
             .map_err(|e| Error::invalid(format!("bad store URL {url}")).because(e))?;
-        let options = std::env::vars().filter(|(k, _)| {
-            ["GOOGLE_", "AWS_", "AZURE_"]
-                .iter()
-                .any(|p| k.starts_with(p))
-        });
+        let options =
+            std::env::vars().filter(|(k, _)| ["AWS_", "AZURE_"].iter().any(|p| k.starts_with(p)));
         let (store, prefix) =
             object_store::parse_url_opts(&parsed, options.map(|(k, v)| (k.to_lowercase(), v)))
                 .map_err(|e| Error::invalid(format!("cannot open {url}")).because(e))?;
         Ok(Self {
             store: store.into(),
             prefix,
-            // XML multipart needs a permission on Google's side that a tenant's role does not have.
-            multipart: parsed.scheme() != "gs",
+            multipart: true,
         })
     }
 
@@ -75,6 +70,24 @@ impl RemoteBackend {
             .collect()
     }
 
+    /// What a failed read means. A range behind the end of an object is refused in many ways, so the object is asked for its length.
+    async fn read_error(&self, name: &str, range: &ReadRange, err: OsError) -> Error {
+        if matches!(err, OsError::Generic { .. })
+            && let Ok(meta) = self.store.head(&self.path(name)).await
+        {
+            match range {
+                ReadRange::Exact(range) if meta.size < range.end => {
+                    return too_short(name, meta.size, range);
+                }
+                ReadRange::Suffix(_) if meta.size == 0 => {
+                    return Error::damaged(name, "it is empty");
+                }
+                _ => {}
+            }
+        }
+        convert(name, err)
+    }
+
     fn meta(&self, name: &str, meta: &object_store::ObjectMeta) -> ObjectMeta {
         ObjectMeta {
             name: name.to_owned(),
@@ -90,6 +103,14 @@ fn version(e_tag: Option<String>, version: Option<String>) -> Version {
         Some(version) => format!("{}\n{version}", e_tag.unwrap_or_default()),
         None => e_tag.unwrap_or_default(),
     })
+}
+
+/// Whether two versions can be the same object's. Listings tell less than heads, so ETags alone decide.
+fn same_object(a: &Version, b: &Version) -> bool {
+    match (update_version(a).e_tag, update_version(b).e_tag) {
+        (Some(a), Some(b)) => a == b,
+        _ => true,
+    }
 }
 
 fn update_version(version: &Version) -> UpdateVersion {
@@ -139,11 +160,10 @@ impl Backend for RemoteBackend {
             }),
             ..GetOptions::default()
         };
-        let got = self
-            .store
-            .get_opts(&self.path(name), options)
-            .await
-            .map_err(|e| convert(name, e))?;
+        let got = match self.store.get_opts(&self.path(name), options).await {
+            Ok(got) => got,
+            Err(e) => return Err(self.read_error(name, &range, e).await),
+        };
         let (offset, meta) = (got.range.start, self.meta(name, &got.meta));
         let wanted = match &range {
             ReadRange::Exact(range) => range.end - range.start,
@@ -151,13 +171,16 @@ impl Backend for RemoteBackend {
         };
         // A server that sends another range than asked for is not given the chance to fill our memory.
         if got.range.end.saturating_sub(got.range.start) != wanted {
-            return Err(Error::damaged(
-                name,
-                format!(
-                    "{wanted} bytes at {range:?} were asked for, the store has {:?} of {}",
-                    got.range, meta.len
+            return Err(match &range {
+                ReadRange::Exact(range) if meta.len < range.end => too_short(name, meta.len, range),
+                _ => Error::new(
+                    ErrorKind::Store,
+                    format!(
+                        "{name}: asked for {range:?}, the store offered {:?} of {}",
+                        got.range, meta.len
+                    ),
                 ),
-            ));
+            });
         }
         let bytes = got.bytes().await.map_err(|e| convert(name, e))?;
         if bytes.len() as u64 != wanted {
@@ -226,8 +249,17 @@ impl Backend for RemoteBackend {
         }))
     }
 
-    async fn delete(&self, name: &str, _version: Option<&Version>) -> Result<()> {
-        // object_store has no conditional delete. Names of packs and manifests are never reused, so the name is enough.
+    async fn delete(&self, name: &str, version: Option<&Version>) -> Result<()> {
+        // object_store has no conditional delete: looking first keeps the object that took this one's place, unless it does so
+        // between the two requests. Names of packs and manifests are never reused; leases and heads are.
+        if let Some(version) = version {
+            match self.head(name).await {
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(e) => return Err(e),
+                Ok(meta) if !same_object(&meta.version, version) => return Err(precondition(name)),
+                Ok(_) => {}
+            }
+        }
         match self.store.delete(&self.path(name)).await {
             Ok(()) | Err(OsError::NotFound { .. }) => Ok(()),
             Err(e) => Err(convert(name, e)),
