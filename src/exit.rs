@@ -2,10 +2,8 @@
 
 use std::io::Write;
 
-use podsnap::{Error, ErrorKind};
+use podsnap::{Error, ErrorKind, printable_message};
 use serde_json::json;
-
-use crate::report;
 
 /// Any failure that has no code of its own.
 pub const FAILED: u8 = 1;
@@ -74,7 +72,7 @@ impl Failure {
                 Some(hint) => format!("podsnap: {} ({hint})", self.message),
                 None => format!("podsnap: {}", self.message),
             };
-            report::printable(&text)
+            printable_message(&text)
         };
         let _ = writeln!(std::io::stderr(), "{line}");
     }

@@ -35,7 +35,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use metadata::Metadata;
 pub use podsnap_format as format;
 pub use podsnap_format::{Key, Role, Shape, SnapshotId};
-pub use printable::printable;
+pub use printable::{printable, printable_message};
 pub use progress::{Progress, ProgressSnapshot};
 pub use save::{Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotWriter};
 pub use snapshot::{SectionReader, Snapshot};
