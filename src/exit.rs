@@ -2,7 +2,7 @@
 
 use std::{fmt, io::Write};
 
-use podsnap::{Error, ErrorKind};
+use podsnap::{Error, ErrorKind, printable_message};
 use serde_json::json;
 
 /// Any failure that has no code of its own.
@@ -68,10 +68,11 @@ impl Failure {
             json!({ "error": { "kind": self.kind, "message": self.message, "hint": self.hint } })
                 .to_string()
         } else {
-            match &self.hint {
+            let text = match &self.hint {
                 Some(hint) => format!("podsnap: {} ({hint})", self.message),
                 None => format!("podsnap: {}", self.message),
-            }
+            };
+            printable_message(&text)
         };
         let _ = writeln!(std::io::stderr(), "{line}");
     }
