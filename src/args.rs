@@ -17,7 +17,7 @@ use crate::commands::Command;
 Try it:  podsnap demo
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused by the store (no permission, or a conflict),
-5 damaged, missing or unreadable data, 130 interrupted."
+5 damaged, missing or unreadable data, 130 interrupted, 141 standard output closed before the end."
 )]
 pub struct Cli {
     #[command(flatten)]

@@ -33,6 +33,7 @@ impl Context {
             key: global.key_file.as_deref().map(read_key).transpose()?,
             options: OpenOptions {
                 sync: !global.no_sync,
+                ..OpenOptions::default()
             },
             json: global.json,
             quiet: global.quiet,
@@ -46,7 +47,12 @@ impl Context {
             Some(url) => url.clone(),
             None => default_store()?,
         };
-        Ok(Store::open_with(&url, &self.options, self.key.clone())?)
+        self.store_at(&url)
+    }
+
+    /// A store elsewhere, with the key and the options that were given.
+    pub fn store_at(&self, url: &str) -> Result<Store, Failure> {
+        Ok(Store::open_with(url, &self.options, self.key.clone())?)
     }
 
     /// The key, if one was given.
@@ -86,8 +92,7 @@ impl Context {
         text: impl FnOnce() -> String,
     ) -> Result<(), Failure> {
         if self.json {
-            let json = serde_json::to_string_pretty(document).expect("documents are plain data");
-            report::print(&format!("{json}\n"))
+            report::print(&report::json(document))
         } else if self.quiet {
             Ok(())
         } else {

@@ -1,8 +1,8 @@
 //! How the tool ends: the exit codes, and failures as people and scripts see them.
 
-use std::io::Write;
+use std::{fmt, io::Write};
 
-use podsnap::{Error, ErrorKind};
+use podsnap::{Error, ErrorKind, printable_message};
 use serde_json::json;
 
 /// Any failure that has no code of its own.
@@ -17,6 +17,8 @@ pub const REFUSED: u8 = 4;
 pub const DAMAGED: u8 = 5;
 /// Ended by a signal.
 pub const INTERRUPTED: u8 = 130;
+/// Whoever read standard output had enough before the end; what the shell says of programs that SIGPIPE ends.
+pub const CLOSED_PIPE: u8 = 141;
 
 /// Why a command did not do what it was asked to.
 #[derive(Debug)]
@@ -46,6 +48,11 @@ impl Failure {
         Self::new("failed", FAILED, message)
     }
 
+    /// A source that cannot be read.
+    pub fn source(message: impl Into<String>) -> Self {
+        Self::new("source", FAILED, message)
+    }
+
     pub fn interrupted() -> Self {
         Self::new("interrupted", INTERRUPTED, "interrupted")
     }
@@ -61,12 +68,20 @@ impl Failure {
             json!({ "error": { "kind": self.kind, "message": self.message, "hint": self.hint } })
                 .to_string()
         } else {
-            match &self.hint {
+            let text = match &self.hint {
                 Some(hint) => format!("podsnap: {} ({hint})", self.message),
                 None => format!("podsnap: {}", self.message),
-            }
+            };
+            printable_message(&text)
         };
         let _ = writeln!(std::io::stderr(), "{line}");
+    }
+}
+
+/// The message without the hint.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

@@ -17,7 +17,12 @@ use std::process::ExitCode;
 use clap::{Parser, error::ErrorKind as ClapKind};
 use tracing_subscriber::EnvFilter;
 
-use crate::{args::Cli, context::Context, exit::Failure};
+use crate::{
+    args::Cli,
+    commands::{Command, demo},
+    context::Context,
+    exit::Failure,
+};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -38,6 +43,10 @@ fn main() -> ExitCode {
 
 /// Runs the command on a small runtime: the work is done by the store's own threads, these only wait.
 fn run(cli: Cli) -> Result<u8, Failure> {
+    if let Command::DemoPod(args) = cli.command {
+        // It must have no other threads: who stops it has stopped all of it then.
+        return demo::pod::run(args);
+    }
     let context = Context::new(cli.global)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -58,13 +67,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
 fn refused(e: &clap::Error) -> ExitCode {
     let asked_for = matches!(e.kind(), ClapKind::DisplayHelp | ClapKind::DisplayVersion);
     if !asked_for && std::env::args_os().any(|a| a == "--json") {
-        let text = e.to_string();
-        let first = text
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .trim_start_matches("error: ");
-        Failure::usage(first).hint("see podsnap --help").print(true);
+        Failure::usage(problem(e))
+            .hint("see podsnap --help")
+            .print(true);
     } else {
         // A closed pipe is no reason to complain to it.
         let _ = e.print();
@@ -74,6 +79,17 @@ fn refused(e: &clap::Error) -> ExitCode {
     } else {
         exit::USAGE.into()
     }
+}
+
+/// What clap complains about, without its advice, as one line.
+fn problem(e: &clap::Error) -> String {
+    if e.kind() == ClapKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "a command is missing".to_owned();
+    }
+    let text = e.to_string();
+    let lines = text.lines().take_while(|line| !line.is_empty());
+    let lines: Vec<_> = lines.map(str::trim).collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
 }
 
 fn start_logging(verbose: u8) {

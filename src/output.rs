@@ -5,6 +5,10 @@
 use std::{
     future::Future,
     io::{self, IsTerminal},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -12,34 +16,67 @@ use podsnap::{Error, Shape, Snapshot, tree};
 use tokio::{runtime::Handle, task};
 use tokio_util::sync::CancellationToken;
 
-use crate::exit::Failure;
+use crate::exit::{self, Failure};
 
 /// Time a writer gets to notice that it was cancelled.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// Writes one section to standard output: a blob as it is, a tree as a tar.
+/// Standard output, which remembers if whoever reads it went away.
+#[derive(Clone, Default)]
+pub struct Output {
+    closed: Arc<AtomicBool>,
+}
+
+impl Output {
+    /// The exit code of a command that has written everything, or had to stop because nobody reads any more; that is no failure
+    /// to complain about.
+    pub fn exit_code(&self, written: Result<(), Failure>) -> Result<u8, Failure> {
+        match written {
+            Err(_) if self.closed.load(Ordering::SeqCst) => Ok(exit::CLOSED_PIPE),
+            written => written.map(|()| 0),
+        }
+    }
+
+    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(e) = &result
+            && e.kind() == io::ErrorKind::BrokenPipe
+        {
+            self.closed.store(true, Ordering::SeqCst);
+        }
+        result
+    }
+}
+
+impl io::Write for Output {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.note(io::stdout().write(buf))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.note(io::stdout().flush())
+    }
+}
+
+/// Writes one section to standard output: a blob as it is, a tree as a tar. Returns the exit code.
 pub async fn section(
     snapshot: Snapshot,
     section: usize,
     cancel: &CancellationToken,
-) -> Result<(), Failure> {
+) -> Result<u8, Failure> {
     refuse_terminal()?;
-    match snapshot.sections()[section].shape {
+    let output = Output::default();
+    let (mut out, token) = (output.clone(), cancel.clone());
+    let written = match snapshot.sections()[section].shape {
         Shape::Blob => {
-            let token = cancel.clone();
             let write = async move {
-                snapshot
-                    .restore_stream(section, &mut io::stdout(), &token)
-                    .await
+                snapshot.restore_stream(section, &mut out, &token).await?;
+                Ok(())
             };
-            apart(write, cancel).await??;
+            apart(write, cancel).await?
         }
-        Shape::Tree => {
-            let token = cancel.clone();
-            apart(write_tar(snapshot, section, token), cancel).await??;
-        }
-    }
-    Ok(())
+        Shape::Tree => apart(write_tar(snapshot, section, out, token), cancel).await?,
+    };
+    output.exit_code(written)
 }
 
 /// Runs `write`, which may block, on a thread of its own.
@@ -62,6 +99,7 @@ pub async fn apart<T: Send + 'static>(
 async fn write_tar(
     snapshot: Snapshot,
     section: usize,
+    out: Output,
     cancel: CancellationToken,
 ) -> Result<(), Failure> {
     let table = snapshot.tree_table(section).await?;
@@ -74,7 +112,7 @@ async fn write_tar(
         task::block_in_place(|| runtime.block_on(reader.read_at(buf, offset)))
             .map_err(io::Error::other)
     };
-    let out = io::BufWriter::with_capacity(1 << 20, io::stdout());
+    let out = io::BufWriter::with_capacity(1 << 20, out);
     tree::write_tar(&table, &contents, out).map_err(|e| tar_failure(e, &cancel))?;
     Ok(())
 }

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use serde::Serialize;
+
 use crate::exit::Failure;
 
 /// Prints to standard output. Whoever closed the pipe has read enough.
@@ -17,6 +19,21 @@ pub fn print(text: &str) -> Result<(), Failure> {
         ))),
         Ok(()) => Ok(()),
     }
+}
+
+/// A JSON document. Its strings may come from a snapshot, and JSON lets the upper control characters stand as they are.
+pub fn json(document: &impl Serialize) -> String {
+    let json = serde_json::to_string_pretty(document).expect("documents are plain data");
+    let mut text = String::with_capacity(json.len() + 1);
+    for c in json.chars() {
+        match c {
+            '\n' => text.push(c),
+            c if c.is_control() => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => text.push(c),
+        }
+    }
+    text.push('\n');
+    text
 }
 
 /// A number of bytes in decimal units, with three digits or more: `79.9 MB`.
@@ -99,6 +116,16 @@ pub fn date(unix_ms: u64) -> String {
         seconds / 60 % 60,
         seconds % 60
     )
+}
+
+/// Text that somebody else wrote, safe to show and short enough for a line.
+pub fn shortened(text: &str) -> String {
+    const SHOWN: usize = 80;
+    let mut short: String = podsnap::printable(text.chars().take(SHOWN).collect::<String>());
+    if text.chars().nth(SHOWN).is_some() {
+        short.push_str(&format!("... ({})", bytes(text.len() as u64)));
+    }
+    short
 }
 
 /// Rows in columns, all but the last padded; `right` says which are numbers.

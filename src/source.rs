@@ -7,7 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use podsnap::{Input, NewSection, Role, gvisor, source::ProcessMemory};
+use podsnap::{
+    Input, NewSection, Role, gvisor,
+    source::{PathReader, ProcessMemory},
+};
 
 use crate::{args::SectionName, exit::Failure};
 
@@ -93,14 +96,8 @@ fn of_path(role: Role, name: &str, path: &Path) -> Result<NewSection, Failure> {
         (true, true) => NewSection::directory(role, name, path)?,
         (false, true) if role == Role::Other => NewSection::directory(role, name, path)?,
         (true, false) => {
-            let file = std::fs::File::open(path)
-                .map_err(|e| Failure::other(format!("cannot read {}: {e}", path.display())))?;
-            NewSection::tar(
-                role,
-                name,
-                io::BufReader::with_capacity(1 << 20, file),
-                path.display().to_string(),
-            )
+            let tar = io::BufReader::with_capacity(1 << 20, PathReader::open(path)?);
+            NewSection::tar(role, name, tar, path.display().to_string())
         }
         (false, _) => NewSection::blob(role, name, Input::file(path)?),
     })
@@ -122,7 +119,7 @@ fn no_image(dir: &Path) -> Failure {
     let failure = if dir.exists() {
         Failure::usage
     } else {
-        Failure::other
+        Failure::source
     };
     failure(format!("{} {problem}", dir.display()))
         .hint("a source is a gVisor image directory or ROLE[:NAME]=PATH, such as memory=ram.bin or rootfs=upper")

@@ -15,7 +15,6 @@ use std::{
 
 use podsnap::{
     ErrorKind, Result, SaveOptions, Store,
-    lease::{Holder, LeaseRecord},
     store::{Backend, Condition, LocalBackend, ReadRange, RemoteBackend},
 };
 use support::{
@@ -23,6 +22,25 @@ use support::{
     *,
 };
 use tokio::sync::watch;
+
+/// A lease as SPEC.md lays it out.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+struct LeaseRecord {
+    attempt: String,
+    previous: Vec<String>,
+    bases: Vec<String>,
+    expires_unix_ms: u64,
+    holder: Option<Holder>,
+}
+
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Holder {
+    host: String,
+    boot: String,
+    pid_namespace: String,
+    pid: u32,
+    started: u64,
+}
 
 struct Scratch {
     backend: Arc<dyn Backend>,

@@ -59,7 +59,10 @@ fn in_memory() -> Scratch {
 
 fn in_directory(key: Option<Key>) -> Scratch {
     let dir = tempfile::tempdir().unwrap();
-    let options = OpenOptions { sync: false };
+    let options = OpenOptions {
+        sync: false,
+        ..OpenOptions::default()
+    };
     Scratch {
         store: Store::open_with(dir.path().to_str().unwrap(), &options, key).unwrap(),
         _dir: Some(dir),
@@ -244,7 +247,10 @@ async fn exports_hold_what_the_snapshot_borrows() {
 async fn a_keyed_store_opens_with_its_key_only() {
     let dir = tempfile::tempdir().unwrap();
     let open = |key: Option<[u8; 32]>| {
-        let options = OpenOptions { sync: false };
+        let options = OpenOptions {
+            sync: false,
+            ..OpenOptions::default()
+        };
         Store::open_with(dir.path().to_str().unwrap(), &options, key.map(Key::new)).unwrap()
     };
     save_one(
@@ -291,9 +297,9 @@ async fn resave(original: &[u8], changed: &[u8]) -> SaveStats {
     stats
 }
 
-/// A chunk is at most 256 KiB long by default. A change costs a chunk or two at its place and, because it shifts what follows,
-/// at the next border of a task and at both ends of the zeros, which no longer lie on the grid.
-const AROUND_A_CHANGE: u64 = 4 * (256 << 10);
+/// A chunk is at most 256 KiB long by default. A change costs a chunk or two at its place; what it shifts is found again, across
+/// the borders of segments too, but for a page at either end of the zeros, which no longer lie on the grid.
+const AROUND_A_CHANGE: u64 = 2 * (256 << 10);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unchanged_section_costs_nothing_but_its_map() {

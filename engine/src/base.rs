@@ -13,7 +13,10 @@ use podsnap_format::{
     manifest::{Chunk, ChunkingParams, Extent, PackInfo},
 };
 
-use crate::{error::Result, snapshot::Snapshot};
+use crate::{
+    error::{Error, Result},
+    snapshot::Snapshot,
+};
 
 /// A map from chunk ids, which are random already: their first bytes are the hash.
 pub(crate) type IdMap<V> = HashMap<ChunkId, V, BuildHasherDefault<IdHasher>>;
@@ -43,6 +46,13 @@ pub(crate) struct PlacedExtent {
     pub(crate) offset: u64,
     pub(crate) len: u64,
     pub(crate) content: Content,
+}
+
+/// The extent that holds the byte at `offset`.
+pub(crate) fn covering(extents: &[PlacedExtent], offset: u64) -> Option<PlacedExtent> {
+    let behind = extents.partition_point(|e| e.offset <= offset);
+    let extent = *extents.get(behind.checked_sub(1)?)?;
+    (offset < extent.offset + extent.len).then_some(extent)
 }
 
 /// What an extent holds.
@@ -102,11 +112,22 @@ impl BaseIndex {
             let mut extents: Vec<PlacedExtent> = Vec::new();
             let mut offset = 0;
             for segment in base.load_segments(number).await? {
-                let numbers: Vec<u32> = segment
-                    .chunks
-                    .into_iter()
-                    .map(|chunk| self.chunk_number(chunk, first_pack))
-                    .collect();
+                let mut numbers = Vec::with_capacity(segment.chunks.len());
+                for chunk in segment.chunks {
+                    let number = self.chunk_number(chunk, first_pack);
+                    let known = &self.chunks[number as usize];
+                    // Extents were checked against the length that their own segment states.
+                    if known.raw_len != chunk.raw_len {
+                        return Err(Error::damaged(
+                            base.object_name(),
+                            format!(
+                                "chunk {} has {} bytes in one place and {} in another",
+                                chunk.id, known.raw_len, chunk.raw_len
+                            ),
+                        ));
+                    }
+                    numbers.push(number);
+                }
                 for extent in segment.extents {
                     let (len, content) = match extent {
                         Extent::Zero { len } => (len, Content::Zero),

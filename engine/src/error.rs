@@ -35,7 +35,22 @@ pub enum ErrorKind {
     Interrupted,
 }
 
-/// An error of the engine.
+/// An error of the engine. Displayed, it is one line: what happened, to what, why, and in parentheses what can be done about it.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use podsnap::{ErrorKind, Store};
+///
+/// let store = Store::open("memory://errors")?;
+/// match store.snapshot(&"web-1".parse()?).await {
+///     Ok(snapshot) => println!("{} sections", snapshot.sections().len()),
+///     Err(e) if e.kind() == ErrorKind::NotFound => println!("starting without: {e}"),
+///     Err(e) => return Err(e.into()),
+/// }
+/// # Ok(()) }
+/// ```
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -43,6 +58,7 @@ struct Inner {
     message: String,
     hint: Option<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    maybe_absent: bool,
 }
 
 impl Error {
@@ -53,6 +69,7 @@ impl Error {
             message: message.into(),
             hint: None,
             source: None,
+            maybe_absent: false,
         }))
     }
 
@@ -61,6 +78,17 @@ impl Error {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
+    }
+
+    /// The store forbids, and may do so because there is nothing: it does not tell this caller which.
+    pub(crate) fn maybe_absent(mut self) -> Self {
+        self.0.maybe_absent = true;
+        self
+    }
+
+    /// Whether an object is absent, or forbidden in a way that an absent one may be. Only for those who go on safely if it is there after all.
+    pub(crate) fn is_absence(&self) -> bool {
+        self.0.kind == ErrorKind::NotFound || self.0.maybe_absent
     }
 
     /// Adds what caused it.
@@ -83,10 +111,18 @@ impl Error {
     }
 
     pub(crate) fn target(what: impl fmt::Display, err: io::Error) -> Self {
-        let full = err.kind() == io::ErrorKind::StorageFull;
-        let error = Self::new(ErrorKind::Target, format!("cannot write {what}")).because(err);
+        Self::target_action("write", what, err)
+    }
+
+    /// Something other than writing that could not be done in a restore's target.
+    pub(crate) fn target_action(action: &str, what: impl fmt::Display, err: io::Error) -> Self {
+        let full = matches!(
+            err.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        );
+        let error = Self::new(ErrorKind::Target, format!("cannot {action} {what}")).because(err);
         if full {
-            error.hint("free space there, or restore to another file system")
+            error.hint("free space there, or write to another file system")
         } else {
             error
         }

@@ -415,7 +415,8 @@ async fn is_committed(backend: &dyn Backend, snapshot: &SnapshotId) -> Result<bo
         .await
     {
         Ok(_) => Ok(true),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        // The lease beside it was read just now: if the caller may read here, what is refused is not there.
+        Err(e) if e.is_absence() => Ok(false),
         Err(e) => Err(e),
     }
 }
@@ -432,12 +433,16 @@ pub(crate) async fn remove_packs(
     loop {
         match backend.head(&object(count)).await {
             Ok(_) => count += 1,
-            Err(e) if e.kind() == ErrorKind::NotFound => break,
+            Err(e) if e.is_absence() => break,
             Err(e) => return Err(e),
         }
     }
-    for number in (0..count).rev() {
-        backend.delete(&object(number), None).await?;
+    // One more than there are: the pack that was being written.
+    for number in (0..=count).rev() {
+        backend.remove_leftovers(&object(number)).await?;
+        if number < count {
+            backend.delete(&object(number), None).await?;
+        }
     }
     Ok(count)
 }

@@ -1,6 +1,8 @@
 //! The names of objects below a store's path, as SPEC.md lays them out.
 
-use podsnap_format::SnapshotId;
+use podsnap_format::{SnapshotId, header::PackName};
+
+use crate::store::gcs::PART_SUFFIX;
 
 /// Name of a snapshot's commit.
 pub(crate) const MANIFEST: &str = "manifest";
@@ -13,6 +15,16 @@ pub(crate) const WORKING_SET: &str = "working-set";
 
 /// Directory of the newest snapshots of all groups; no snapshot may be called so.
 pub(crate) const HEADS: &str = "heads";
+
+/// Whether this is a pack, or a part of one (`PACK.N.part`, see SPEC.md).
+pub(crate) fn is_of_pack(name: &str) -> bool {
+    let pack = match name.split_once('.') {
+        Some((pack, rest)) if rest.ends_with(PART_SUFFIX) => pack,
+        Some(_) => return false,
+        None => name,
+    };
+    pack.parse::<PackName>().is_ok()
+}
 
 /// An object of a snapshot.
 pub(crate) fn object(snapshot: &SnapshotId, name: &str) -> String {

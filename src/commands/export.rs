@@ -1,10 +1,16 @@
 //! `podsnap export`: a snapshot, with all it borrows, as one file.
 
-use std::{io, path::Path, path::PathBuf};
+use std::path::{Path, PathBuf};
 
 use podsnap::{Progress, SnapshotId};
 
-use crate::{context::Context, exit::Failure, output, progress::Doing, report};
+use crate::{
+    context::Context,
+    exit::Failure,
+    output::{self, Output},
+    progress::Doing,
+    report,
+};
 
 /// Write a snapshot, with all it borrows, as one self-contained file
 #[derive(Debug, clap::Args)]
@@ -34,14 +40,16 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     }
     let bar = context.bar(Doing::Exporting, &progress);
     if to_stdout {
-        let cancel = context.cancel.clone();
+        let (stdout, cancel) = (Output::default(), context.cancel.clone());
+        let mut out = stdout.clone();
         let write = async move {
             snapshot
-                .export_to(&store, &mut io::stdout(), &progress, &cancel)
-                .await
+                .export_to(&store, &mut out, &progress, &cancel)
+                .await?;
+            Ok(())
         };
-        output::apart(write, &context.cancel).await??;
-        return Ok(0);
+        let written = output::apart(write, &context.cancel).await?;
+        return stdout.exit_code(written);
     }
     let stats = snapshot
         .export(&store, &args.file, &progress, &context.cancel)

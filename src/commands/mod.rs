@@ -1,8 +1,11 @@
 //! The commands, one file each: its arguments with their help, and what it does.
 
 mod completions;
+pub mod demo;
+mod diff;
 mod export;
 mod import;
+mod inspect;
 mod ls;
 mod restore;
 mod rm;
@@ -18,10 +21,15 @@ pub enum Command {
     Save(save::Args),
     Restore(restore::Args),
     Verify(verify::Args),
+    Inspect(inspect::Args),
+    Diff(diff::Args),
     Ls(ls::Args),
     Rm(rm::Args),
     Export(export::Args),
     Import(import::Args),
+    Demo(demo::Args),
+    #[command(hide = true)]
+    DemoPod(demo::pod::Args),
     Completions(completions::Args),
 }
 
@@ -31,10 +39,14 @@ pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
         Command::Save(args) => save::run(args, context).await,
         Command::Restore(args) => restore::run(args, context).await,
         Command::Verify(args) => verify::run(args, context).await,
+        Command::Inspect(args) => inspect::run(args, context).await,
+        Command::Diff(args) => diff::run(args, context).await,
         Command::Ls(args) => ls::run(args, context).await,
         Command::Rm(args) => rm::run(args, context).await,
         Command::Export(args) => export::run(args, context).await,
         Command::Import(args) => import::run(args, context).await,
+        Command::Demo(args) => demo::run(args, context).await,
+        Command::DemoPod(args) => demo::pod::run(args),
         Command::Completions(args) => completions::run(args),
     }
 }

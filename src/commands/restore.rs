@@ -3,7 +3,7 @@
 use std::{path::Path, path::PathBuf, time::Duration};
 
 use podsnap::{
-    Snapshot,
+    Snapshot, printable_message,
     restore::{LostRange, RestoreOptions, RestoreStats},
 };
 
@@ -103,8 +103,7 @@ async fn to_stdout(
                 .hint(format!("name one by --section: {}", titles.join(", "))));
         }
     };
-    output::section(snapshot, section, &context.cancel).await?;
-    Ok(0)
+    output::section(snapshot, section, &context.cancel).await
 }
 
 fn summary(snapshot: &Snapshot, dir: &Path, stats: &RestoreStats) -> String {
@@ -123,9 +122,9 @@ fn summary(snapshot: &Snapshot, dir: &Path, stats: &RestoreStats) -> String {
 /// What is lost and what could not be set, for people.
 fn complain(stats: &RestoreStats) {
     for damage in &stats.damage {
-        eprintln!("podsnap: {}", damage.what);
+        eprintln!("podsnap: {}", printable_message(&damage.what));
         for lost in &damage.lost {
-            eprintln!("podsnap:   {lost}");
+            eprintln!("podsnap:   {}", printable_message(&lost.to_string()));
         }
     }
     if !stats.damage.is_empty() {
@@ -142,7 +141,7 @@ fn complain(stats: &RestoreStats) {
     }
     const SHOWN: usize = 10;
     for warning in stats.warnings.iter().take(SHOWN) {
-        eprintln!("podsnap: warning: {warning}");
+        eprintln!("podsnap: warning: {}", printable_message(warning));
     }
     if stats.warnings.len() > SHOWN {
         eprintln!(

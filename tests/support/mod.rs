@@ -2,7 +2,10 @@
 #![allow(dead_code)]
 
 pub mod backend;
+pub mod extents;
 pub mod pages;
+pub mod tool;
+pub mod tree;
 
 use std::{
     io::Cursor,

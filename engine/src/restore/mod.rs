@@ -22,6 +22,7 @@ use podsnap_format::{
     manifest::SectionInfo,
     tree::{MAX_TABLE_LEN, TreeTable},
 };
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 use tokio_util::sync::CancellationToken;
 
 pub use self::target::Target;
@@ -37,7 +38,36 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// How a snapshot is restored.
+/// How a snapshot is restored. The default restores everything, and fails at the first damage.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use podsnap::{Input, NewSection, Role, SaveOptions};
+/// # let store = podsnap::Store::open("memory://restore")?;
+/// # let mut writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+/// # let numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+/// # for name in ["", "second"] {
+/// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+/// #     writer.add(NewSection::blob(Role::Memory, name, input)).await?;
+/// # }
+/// # writer.finish().await?;
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path().join("restored");
+/// use podsnap::RestoreOptions;
+///
+/// let snapshot = store.snapshot(&"web-1".parse()?).await?;
+/// let options = RestoreOptions {
+///     sections: vec![snapshot.find_section(Role::Memory, "second")?],
+///     ..RestoreOptions::default()
+/// };
+/// let stats = snapshot.restore(&store, &dir, &options).await?;
+/// assert_eq!(stats.raw_bytes, std::fs::metadata(dir.join("memory.second"))?.len());
+/// assert!(stats.warnings.is_empty());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct RestoreOptions {
     /// Numbers of the sections to restore; all if empty.
@@ -46,7 +76,7 @@ pub struct RestoreOptions {
     pub salvage: bool,
     /// Whether an owner, device or attribute that cannot be restored is an error instead of a warning.
     pub strict: bool,
-    /// Ends the restore with [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) when it is cancelled.
+    /// Ends the restore with [`ErrorKind::Interrupted`](crate::ErrorKind) when it is cancelled.
     pub cancel: CancellationToken,
     /// Where the restore counts what it does.
     pub progress: Progress,
@@ -100,8 +130,7 @@ impl Snapshot {
         dir: &Path,
         options: &RestoreOptions,
     ) -> Result<RestoreStats> {
-        let dir = std::path::absolute(dir).map_err(|e| Error::target(dir.display(), e))?;
-        check_vacant(&dir)?;
+        let dir = vacant(dir)?;
         let partial = Partial::create(&dir)?;
         let sections = self.chosen(options)?;
         let mut targets: Vec<(usize, Arc<dyn Target>)> = Vec::new();
@@ -123,7 +152,7 @@ impl Snapshot {
         Ok(stats)
     }
 
-    /// Restores sections into targets of the caller's: device memory, a mapping.
+    /// Restores sections, given by their numbers, into targets of the caller's: device memory, a mapping. See [`Target`] for an example.
     pub async fn restore_to(
         &self,
         store: &Store,
@@ -397,8 +426,11 @@ impl std::fmt::Display for LostRange {
     }
 }
 
+/// Longest name that file systems take, in bytes.
+const MAX_FILE_NAME_LEN: usize = 255;
+
 /// The name of a section that is not part of a gVisor image: its label, with everything that is no plain character
-/// percent-encoded, so that no name from a manifest can leave the directory.
+/// percent-encoded, so that no name from a manifest can leave the directory. What no file system takes is cut and told apart by its hash.
 fn plain_file_name(section: &SectionInfo) -> String {
     let mut name = section.role.to_string();
     if !section.name.is_empty() {
@@ -412,19 +444,38 @@ fn plain_file_name(section: &SectionInfo) -> String {
             }
         }
     }
+    if name.len() > MAX_FILE_NAME_LEN {
+        // No name that fits has a '~'.
+        let hash = blake3::hash(section.name.as_bytes()).to_hex();
+        name.truncate(MAX_FILE_NAME_LEN - 17);
+        name.push('~');
+        name.push_str(&hash[..16]);
+    }
     name
 }
 
-fn check_vacant(dir: &Path) -> Result<()> {
-    match fs::read_dir(dir) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Error::target(dir.display(), e)),
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(Error::invalid(format!("{} is not empty", dir.display()))
-                .hint("restore into a new directory")),
-        },
+/// The absolute path of `dir`, with links followed, once it is sure that a directory renamed to it can take its place.
+fn vacant(dir: &Path) -> Result<PathBuf> {
+    let dir = std::path::absolute(dir).map_err(|e| Error::target(dir.display(), e))?;
+    if fs::symlink_metadata(&dir).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound) {
+        return Ok(dir);
     }
+    let dir = fs::canonicalize(&dir).map_err(|e| Error::target(dir.display(), e))?;
+    let failed = |e| Error::target(dir.display(), e);
+    if fs::read_dir(&dir).map_err(failed)?.next().is_some() {
+        return Err(Error::invalid(format!("{} is not empty", dir.display()))
+            .hint("restore into a new directory"));
+    }
+    let (flags, wanted) = (AtFlags::empty(), StatxFlags::empty());
+    let stat = rustix::fs::statx(rustix::fs::CWD, &dir, flags, wanted);
+    if stat.is_ok_and(|s| s.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)) {
+        return Err(
+            Error::invalid(format!("{} is a mount point", dir.display())).hint(
+                "a restore replaces the directory as a whole: restore into a new one below it",
+            ),
+        );
+    }
+    Ok(dir)
 }
 
 /// A directory beside the target that is removed unless it becomes the target.

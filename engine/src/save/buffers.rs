@@ -6,7 +6,8 @@ use std::ops::{Deref, DerefMut};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-/// Hands out a fixed number of buffers and takes them back when they are dropped.
+/// Hands out a fixed number of buffers and takes them back when they are dropped. Clones share the buffers.
+#[derive(Clone)]
 pub(super) struct BufferPool {
     free: Receiver<Vec<u8>>,
     back: Sender<Vec<u8>>,

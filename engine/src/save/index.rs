@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use podsnap_format::ChunkId;
 
+use super::grow::Known;
 use crate::{
-    base::{BaseIndex, Content, IdMap, PlacedExtent},
+    base::{BaseIndex, Content, IdMap, PlacedExtent, covering},
     source::Source,
 };
 
@@ -28,6 +29,24 @@ pub(super) struct KnownChunk {
 pub(super) struct Place {
     pub(super) section: u32,
     pub(super) offset: u64,
+}
+
+impl Place {
+    /// The place `len` bytes further on.
+    pub(super) fn after(self, len: u64) -> Self {
+        Self {
+            offset: self.offset + len,
+            ..self
+        }
+    }
+
+    /// The place `len` bytes before this one.
+    pub(super) fn before(self, len: u64) -> Self {
+        Self {
+            offset: self.offset - len,
+            ..self
+        }
+    }
 }
 
 /// Extents of a section so far, and its source where it can be read again.
@@ -56,9 +75,7 @@ impl SavedSection {
 
     /// The extent that holds the byte at `offset`.
     pub(super) fn covering(&self, offset: u64) -> Option<PlacedExtent> {
-        let behind = self.extents.partition_point(|e| e.offset <= offset);
-        let extent = *self.extents.get(behind.checked_sub(1)?)?;
-        (offset < extent.offset + extent.len).then_some(extent)
+        covering(&self.extents, offset)
     }
 }
 
@@ -96,6 +113,13 @@ impl SaveIndex {
     /// The chunk's number in this save, if the save has met it whole before.
     pub(super) fn met(&self, id: &ChunkId) -> Option<u32> {
         self.by_id.get(id).copied()
+    }
+
+    /// Where the base has its chunk of that number whole.
+    pub(super) fn base_place(&self, chunk: u32) -> Option<Known> {
+        let (section, extent) = self.base.whole_at(chunk)?;
+        let offset = self.base.sections[section].extents[extent].offset;
+        Some(Known::Base { section, offset })
     }
 
     /// Notes a whole chunk at `place`.

@@ -3,6 +3,7 @@
 //! Order of a save: lease, bases, packs, manifest (the commit), head, lease dropped. What fails before the manifest leaves nothing that
 //! anybody can see, and what was written is removed by the save itself or, if it was killed, by the next save of the same id.
 
+mod ahead;
 mod buffers;
 mod copy;
 mod cut;
@@ -34,6 +35,7 @@ use self::{
     index::{SaveIndex, SavedSection},
     packer::{Packed, PackerQueue},
     pipeline::{Buffers, Pipeline},
+    proof::Proofs,
     seal::SectionShape,
     undo::Unfinished,
 };
@@ -54,6 +56,20 @@ use crate::{
 };
 
 /// How a snapshot is saved. The default deduplicates against the group's head, if there is a group.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// use podsnap::{Policy, SaveOptions};
+///
+/// let options = SaveOptions {
+///     group: Some("web".to_owned()),
+///     codec: Policy::Zstd(3),
+///     labels: [("pod".to_owned(), "web-7d9f".to_owned())].into(),
+///     ..SaveOptions::default()
+/// };
+/// let (progress, cancel) = (options.progress.clone(), options.cancel.clone());
+/// # drop((progress, cancel));
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct SaveOptions {
     /// Snapshots to deduplicate against; if empty, the head of `group`.
@@ -73,6 +89,25 @@ pub struct SaveOptions {
 }
 
 /// A section to be saved.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # fn main() -> podsnap::Result<()> {
+/// # let dir = tempfile::tempdir().expect("a directory");
+/// # let (ram, upper) = (dir.path().join("ram.bin"), dir.path().join("upper"));
+/// # std::fs::write(&ram, "memory").expect("a file");
+/// # std::fs::create_dir(&upper).expect("a directory");
+/// use podsnap::{Dtype, Input, NewSection, Role};
+///
+/// let memory = NewSection::blob(Role::Memory, "", Input::file(&ram)?);
+/// let rootfs = NewSection::directory(Role::Rootfs, "", &upper)?;
+/// let weights = NewSection {
+///     dtype: Some(Dtype::Bf16), // tells the codec; needs not be known
+///     ..NewSection::blob(Role::Gpu, "0", Input::stream(std::io::empty(), "device 0"))
+/// };
+/// # let _ = (memory, rootfs, weights);
+/// # Ok(()) }
+/// ```
 pub struct NewSection {
     /// What it is to the pod.
     pub role: Role,
@@ -124,6 +159,14 @@ impl NewSection {
             name,
             Input::Stream(Box::new(reader), path.display().to_string()),
         ))
+    }
+
+    /// `ROLE` or `ROLE:NAME`: what people call the section.
+    pub fn title(&self) -> String {
+        match self.name.is_empty() {
+            true => self.role.to_string(),
+            false => format!("{}:{}", self.role, self.name),
+        }
     }
 
     /// An uncompressed tar stream as a tree; `label` is what errors call it.
@@ -179,7 +222,31 @@ impl SaveStats {
     }
 }
 
-/// A snapshot being written. Call [`SnapshotWriter::finish`] to commit or [`SnapshotWriter::abort`] to leave nothing behind.
+/// A snapshot being written; [`Store::save`] begins one. Call [`SnapshotWriter::finish`] to commit or [`SnapshotWriter::abort`] to leave
+/// nothing behind.
+///
+/// Sections are taken in one after another, each in parallel. Nobody sees the snapshot before it is finished.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use podsnap::{ErrorKind, Input, NewSection, Role, SaveOptions, Store};
+///
+/// let store = Store::open("memory://writer")?;
+/// let id = "web-1".parse()?;
+/// let mut writer = store.save(&id, SaveOptions::default()).await?;
+/// writer.add(NewSection::blob(Role::Kernel, "", Input::stream(&b"threads"[..], "kernel"))).await?;
+/// writer.abort().await?; // as if it had never been
+/// assert_eq!(store.snapshot(&id).await.unwrap_err().kind(), ErrorKind::NotFound);
+///
+/// let mut writer = store.save(&id, SaveOptions::default()).await?;
+/// writer.add(NewSection::blob(Role::Kernel, "", Input::stream(&b"threads"[..], "kernel"))).await?;
+/// let stats = writer.finish().await?;
+/// assert_eq!(stats.raw_bytes, 7);
+/// assert_eq!(store.snapshot(&id).await?.digest().to_string(), stats.digest);
+/// # Ok(()) }
+/// ```
 pub struct SnapshotWriter {
     store: Store,
     header: Header,
@@ -279,8 +346,8 @@ impl SnapshotWriter {
         {
             self.work = Some(work);
             return Err(Error::invalid(format!(
-                "the snapshot has a section {}:{} already",
-                section.role, section.name
+                "the snapshot has a section {} already",
+                section.title()
             )));
         }
         let length = match &section.input {
@@ -329,6 +396,7 @@ impl SnapshotWriter {
                 index: &mut work.index,
                 progress: &options.progress,
                 cutter,
+                proofs: Proofs::default(),
                 policy: options.codec,
                 dtype: section.dtype,
                 cancelled: &failed,
@@ -492,7 +560,8 @@ impl SnapshotWriter {
     async fn committed(&self) -> Result<bool> {
         match Snapshot::open(&self.store, &self.header.snapshot).await {
             Ok(snapshot) => Ok(snapshot.directory().header.attempt == self.header.attempt),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            // The lease beside it was read just now: if the caller may read here, what is refused is not there.
+            Err(e) if e.is_absence() => Ok(false),
             Err(e) => Err(e),
         }
     }
@@ -548,6 +617,7 @@ async fn open_bases(store: &Store, wanted: &[WantedBase]) -> Result<Vec<Snapshot
         match Snapshot::open(store, &base.id).await {
             Ok(snapshot) => opened.push(snapshot),
             Err(e) if e.kind() == ErrorKind::NotFound => base.is_gone()?,
+            Err(e) if e.is_absence() && !base.required => base.is_gone()?,
             Err(e) => return Err(e),
         }
     }
@@ -595,7 +665,8 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
         .head(&names::object(snapshot, names::MANIFEST))
         .await
     {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        // Creating the manifest has the last word.
+        Err(e) if e.is_absence() => return Ok(()),
         Err(e) => return Err(e),
         Ok(_) => {}
     }

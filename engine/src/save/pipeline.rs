@@ -4,7 +4,7 @@
 //! run on the worker pool. The buffer pool bounds what is read ahead, the packer's queue what waits to be written; both
 //! push back to the source.
 
-use std::{collections::VecDeque, io::Read, ops::Range, sync::Arc};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, bounded};
@@ -15,9 +15,10 @@ use podsnap_format::{
 };
 
 use super::{
+    ahead::{Ahead, ReadAhead},
     buffers::{Buffer, BufferPool},
     cut::{Cutter, Piece, PieceKind},
-    grow,
+    grow::{self, Grown, GrownChunk, Known},
     index::{Lookup, Place, SaveIndex},
     packer::{EncodedBatch, EncodedChunk, PackerQueue},
     proof::Proofs,
@@ -66,6 +67,8 @@ pub(super) struct Pipeline<'a> {
     pub(super) index: &'a mut SaveIndex,
     pub(super) progress: &'a Progress,
     pub(super) cutter: Arc<Cutter>,
+    /// Kept from one segment to the next: a chunk that crosses their border is asked for on both sides.
+    pub(super) proofs: Proofs,
     pub(super) policy: Policy,
     pub(super) dtype: Option<Dtype>,
     pub(super) cancelled: &'a (dyn Fn() -> bool + Sync),
@@ -76,7 +79,7 @@ impl Pipeline<'_> {
     pub(super) fn run(mut self, input: Input) -> Result<u64> {
         match input {
             Input::Source(source) => self.run_source(&source).map(|()| 0),
-            Input::Stream(stream, name) => self.run_stream(stream, &name),
+            Input::Stream(stream, name) => self.run_stream(stream, name),
         }
     }
 
@@ -124,17 +127,17 @@ impl Pipeline<'_> {
         receiver
     }
 
-    fn run_stream(&mut self, mut stream: Box<dyn SectionStream>, name: &str) -> Result<u64> {
+    fn run_stream(&mut self, stream: Box<dyn SectionStream>, name: String) -> Result<u64> {
+        let ahead = ReadAhead::start(stream, name, self.buffers.segments.clone())?;
         let mut pending: VecDeque<Receiver<CutSegment>> = VecDeque::new();
         let mut offset = 0;
         loop {
-            self.check_cancelled()?;
-            let mut buffer = self.buffers.segments.take();
-            buffer.resize(SEGMENT_LEN, 0);
-            let len = fill(&mut stream, &mut buffer).map_err(|e| Error::source(name, e))?;
-            buffer.truncate(len);
-            if len > 0 {
-                let cutter = self.cutter.clone();
+            let Ahead {
+                buffer,
+                table_length,
+            } = ahead.next(self.cancelled)?;
+            if !buffer.is_empty() {
+                let (cutter, len) = (self.cutter.clone(), buffer.len());
                 let (sender, receiver) = bounded(1);
                 self.pool.spawn_fifo(move || {
                     let pieces = cutter.cut(&buffer, offset);
@@ -143,13 +146,13 @@ impl Pipeline<'_> {
                 pending.push_back(receiver);
                 offset += len as u64;
             }
-            let ended = len < SEGMENT_LEN;
+            let ended = table_length.is_some();
             while ended && !pending.is_empty() || pending.len() >= self.segments_ahead() {
                 let first = pending.pop_front().expect("checked");
                 self.take_in(first.recv().map_err(|_| worker_died())?)?;
             }
-            if ended {
-                return Ok(stream.table_length());
+            if let Some(table_length) = table_length {
+                return Ok(table_length);
             }
         }
     }
@@ -167,7 +170,6 @@ impl Pipeline<'_> {
         self.check_cancelled()?;
         let buffer = Arc::new(segment.buffer);
         let mut batch = Batch::default();
-        let mut proofs = Proofs::default();
         let mut pieces = segment.pieces.as_slice();
         while let Some((piece, rest)) = pieces.split_first() {
             match piece.kind {
@@ -195,7 +197,7 @@ impl Pipeline<'_> {
                 }
                 PieceKind::Chunk(_) => {
                     let (run, rest) = pieces.split_at(self.unknown_count(pieces));
-                    self.unknown_run(run, rest.first(), &buffer, &mut batch, &mut proofs)?;
+                    self.unknown_run(run, rest.first(), &buffer, &mut batch)?;
                     pieces = rest;
                 }
             }
@@ -250,40 +252,26 @@ impl Pipeline<'_> {
         next: Option<&Piece>,
         buffer: &Arc<Buffer>,
         batch: &mut Batch,
-        proofs: &mut Proofs,
     ) -> Result<()> {
         let (first, last) = (run[0], run[run.len() - 1]);
         let whole = first.start..last.start + last.len;
-        let key = self.cutter.key.clone();
         let here = self.place();
-        let front = match self.known_end_before(here) {
-            Some(known_end) => grow::forward(
-                self.index,
-                &buffer[whole.clone()],
-                known_end,
-                here,
-                proofs,
-                key.as_ref(),
-            ),
-            None => Vec::new(),
+        let behind = here.after(whole.len() as u64);
+        let key = self.cutter.key.clone();
+        let mut grower = grow::Grower {
+            index: self.index,
+            proofs: &mut self.proofs,
+            key: key.as_ref(),
         };
+        let front = known_before(grower.index, here)
+            .map(|known| grower.forward(&buffer[whole.clone()], known, here))
+            .find(|grown| !grown.is_empty())
+            .unwrap_or_default();
         let middle_start = whole.start + grow::total(&front);
-        let back = match next.map(|p| p.kind) {
-            Some(PieceKind::Chunk(id)) => match self.index.met(&id) {
-                Some(chunk) => {
-                    let place = self.index.chunks[chunk as usize].whole_at;
-                    grow::backward(
-                        self.index,
-                        &buffer[middle_start..whole.end],
-                        place,
-                        proofs,
-                        key.as_ref(),
-                    )
-                }
-                None => Vec::new(),
-            },
-            _ => Vec::new(),
-        };
+        let back = known_behind(grower.index, next)
+            .map(|known| grower.backward(&buffer[middle_start..whole.end], known, behind))
+            .find(|grown| !grown.is_empty())
+            .unwrap_or_default();
         let middle = middle_start..whole.end - grow::total(&back);
         self.ranges(&front);
         for piece in run {
@@ -301,29 +289,20 @@ impl Pipeline<'_> {
         Ok(())
     }
 
-    /// If the bytes just before `here` stand elsewhere in this save too: the place behind them there.
-    fn known_end_before(&self, here: Place) -> Option<Place> {
-        let last = self.index.sections[here.section as usize].extents.last()?;
-        let Content::Chunk { chunk, start } = last.content else {
-            return None;
-        };
-        let whole_at = self.index.chunks[chunk as usize].whole_at;
-        Some(Place {
-            offset: whole_at.offset + u64::from(start) + last.len,
-            ..whole_at
-        })
-    }
-
-    fn ranges(&mut self, grown: &[grow::Grown]) {
+    fn ranges(&mut self, grown: &[Grown]) {
         for part in grown {
+            let chunk = match part.chunk {
+                GrownChunk::Saved(chunk) => chunk,
+                GrownChunk::Base { chunk, whole_at } => self.index.enter_base(chunk, whole_at),
+            };
             self.section().push(
                 part.len as u64,
                 Content::Chunk {
-                    chunk: part.chunk,
+                    chunk,
                     start: part.start,
                 },
             );
-            match self.index.chunks[part.chunk as usize].base {
+            match self.index.chunks[chunk as usize].base {
                 Some(_) => self.progress.add_deduplicated_base(part.len as u64),
                 None => self.progress.add_deduplicated_own(part.len as u64),
             }
@@ -406,6 +385,41 @@ impl Pipeline<'_> {
     }
 }
 
+/// The places, in this save and in the base, that follow on the bytes just before `here`.
+fn known_before(index: &SaveIndex, here: Place) -> impl Iterator<Item = Known> + use<> {
+    let places = || {
+        let last = index.sections[here.section as usize].extents.last()?;
+        let Content::Chunk { chunk, start } = last.content else {
+            return None;
+        };
+        let known = &index.chunks[chunk as usize];
+        let end = u64::from(start) + last.len;
+        let saved = known.whole_at.after(end);
+        let base = known.base.and_then(|chunk| index.base_place(chunk));
+        Some((
+            (saved != here).then_some(Known::Saved(saved)),
+            base.map(|known| known.after(end)),
+        ))
+    };
+    let (saved, base) = places().unwrap_or_default();
+    saved.into_iter().chain(base)
+}
+
+/// The places, in this save and in the base, that bytes before `next` would have to agree with.
+fn known_behind(index: &SaveIndex, next: Option<&Piece>) -> impl Iterator<Item = Known> + use<> {
+    let id = next.and_then(|piece| match piece.kind {
+        PieceKind::Chunk(id) => Some(id),
+        _ => None,
+    });
+    let saved = id
+        .and_then(|id| index.met(&id))
+        .map(|chunk| Known::Saved(index.chunks[chunk as usize].whole_at));
+    let base = id
+        .and_then(|id| index.base.find(&id))
+        .and_then(|chunk| index.base_place(chunk));
+    saved.into_iter().chain(base)
+}
+
 /// New chunks of one segment that are encoded together.
 #[derive(Default)]
 struct Batch {
@@ -433,18 +447,4 @@ fn with_encoder<T>(policy: Policy, work: impl FnOnce(&mut Encoder) -> T) -> T {
         };
         work(encoder)
     })
-}
-
-/// Reads until `buf` is full or the stream ends; the number of bytes read.
-fn fill(stream: &mut dyn Read, buf: &mut [u8]) -> std::io::Result<usize> {
-    let mut filled = 0;
-    while filled < buf.len() {
-        match stream.read(&mut buf[filled..]) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(filled)
 }

@@ -4,6 +4,7 @@
 //! once, in order. Everything is copied into the engine's own buffers before it is hashed, so that a source that changes
 //! while it is read can make a save fail but can never make a chunk differ from its id.
 
+mod path;
 mod process;
 
 use std::{
@@ -14,11 +15,41 @@ use std::{
     sync::Arc,
 };
 
+pub use path::PathReader;
 pub use process::ProcessMemory;
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes that can be read at any offset, by several threads.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// use std::sync::Arc;
+///
+/// use podsnap::{Input, NewSection, Result, Role, source::Source};
+///
+/// /// The memory of a guest that is paused.
+/// struct Guest(Vec<u8>);
+///
+/// impl Source for Guest {
+///     fn len(&self) -> u64 {
+///         self.0.len() as u64
+///     }
+///
+///     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+///         buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
+///         Ok(())
+///     }
+///
+///     fn check_unchanged(&self) -> Result<()> {
+///         Ok(()) // this one cannot change
+///     }
+/// }
+///
+/// let guest = Guest(vec![7; 1 << 20]);
+/// let section = NewSection::blob(Role::Memory, "", Input::Source(Arc::new(guest)));
+/// # drop(section);
+/// ```
 pub trait Source: Send + Sync {
     /// Length in bytes.
     fn len(&self) -> u64;
@@ -68,13 +99,17 @@ pub enum Input {
 }
 
 impl Input {
-    /// The file at `path`: random access for a regular file, a stream for anything else (pipe, device).
+    /// The file at `path`: random access for a regular file, a stream for anything else (pipe, device). A FIFO is
+    /// opened when the save comes to it.
     pub fn file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = File::open(path).map_err(|e| Error::source(path.display(), e))?;
-        let stat = file
-            .metadata()
-            .map_err(|e| Error::source(path.display(), e))?;
+        let failed = |e| Error::source(path.display(), e);
+        if path::is_fifo(path).map_err(failed)? {
+            let name = path.display().to_string();
+            return Ok(Self::stream(PathReader::open(path)?, name));
+        }
+        let file = File::open(path).map_err(failed)?;
+        let stat = file.metadata().map_err(failed)?;
         if stat.is_file() {
             Ok(Self::Source(Arc::new(FileSource {
                 file,

@@ -61,6 +61,10 @@ impl Backend for Checked {
         self.0.delete(name, version).await
     }
 
+    async fn remove_leftovers(&self, name: &str) -> Result<()> {
+        self.0.remove_leftovers(name).await
+    }
+
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
         self.0.list(prefix).await
     }

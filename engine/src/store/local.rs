@@ -129,12 +129,17 @@ fn lock(dir: &Path) -> io::Result<File> {
     }
 }
 
-/// Does something in a directory that is made if it is missing, again if it goes with its last object just then.
+/// Does something in a directory that is made if it is missing, again if it goes with its last object just then. It goes again if
+/// nothing came into it.
 fn in_made_dir<T>(dir: &Path, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 0..100 {
         fs::create_dir_all(dir)?;
         match work() {
             Err(e) if e.kind() == io::ErrorKind::NotFound && !dir.exists() => {}
+            Err(e) => {
+                let _ = fs::remove_dir(dir);
+                return Err(e);
+            }
             done => return done,
         }
     }
@@ -216,6 +221,7 @@ impl LocalBackend {
         })();
         if written.is_err() {
             let _ = fs::remove_file(&temporary);
+            let _ = fs::remove_dir(parent);
         } else if self.sync {
             sync_dir(parent)?;
         }

@@ -1,10 +1,11 @@
-//! Where objects live: one small interface over a directory, memory and whatever `object_store` opens from a URL.
+//! Where objects live: one small interface over a directory, Google Cloud Storage ([`gcs`]), memory and whatever else `object_store`
+//! opens from a URL.
 //!
 //! A backend knows names, bytes, versions and preconditions. It knows nothing of snapshots, and nothing above it knows
-//! which backend it talks to. The composite engine for Google Cloud Storage takes the place of the generic adapter
-//! under `gs://` by implementing the same [`Backend`].
+//! which backend it talks to.
 
 mod checked;
+pub mod gcs;
 mod local;
 mod remote;
 
@@ -14,6 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub(crate) use checked::Checked;
+pub use gcs::{GcsBackend, GcsOptions};
 pub use local::LocalBackend;
 pub use remote::RemoteBackend;
 
@@ -86,6 +88,11 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Removes an object; with a version, only that one. Removing what is absent is no error.
     async fn delete(&self, name: &str, version: Option<&Version>) -> Result<()>;
 
+    /// Removes what a writer of `name` that came to no end may have left beside the object itself.
+    async fn remove_leftovers(&self, _name: &str) -> Result<()> {
+        Ok(())
+    }
+
     /// Everything below `prefix` (a whole component), recursively, in no particular order.
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>>;
 
@@ -117,11 +124,16 @@ pub trait ObjectWriter: Send {
 pub struct OpenOptions {
     /// Whether a local store waits until objects are on disk before it calls them written. On by default.
     pub sync: bool,
+    /// How a bucket of Google Cloud Storage is used.
+    pub gcs: GcsOptions,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { sync: true }
+        Self {
+            sync: true,
+            gcs: GcsOptions::default(),
+        }
     }
 }
 
@@ -140,6 +152,7 @@ pub(crate) fn open(url: &str, options: &OpenOptions) -> Result<Arc<dyn Backend>>
             })?;
             Ok(Arc::new(LocalBackend::new(path, options.sync)?))
         }
+        "gs" => Ok(Arc::new(GcsBackend::open(url, options.gcs.clone())?)),
         "memory" => Ok(Arc::new(RemoteBackend::memory(rest))),
         _ => Ok(Arc::new(RemoteBackend::open(url)?)),
     }

@@ -1,7 +1,6 @@
-//! Everything `object_store` opens: S3, Azure, memory, and Google Cloud Storage until its own engine takes over.
+//! What `object_store` opens: S3, Azure and memory.
 //!
-//! Writes that need a precondition go as one put. Packs go through multipart uploads where the provider has them without
-//! further permissions; elsewhere they are collected in memory and put whole, which is why packs are short there.
+//! Writes that need a precondition go as one put. Packs go through multipart uploads; in memory they are put whole.
 
 use std::{
     collections::HashMap,
@@ -38,19 +37,15 @@ impl RemoteBackend {
     pub fn open(url: &str) -> Result<Self> {
         let parsed = url::Url::parse(url)
             .map_err(|e| Error::invalid(format!("bad store URL {url}")).because(e))?;
-        let options = std::env::vars().filter(|(k, _)| {
-            ["GOOGLE_", "AWS_", "AZURE_"]
-                .iter()
-                .any(|p| k.starts_with(p))
-        });
+        let options =
+            std::env::vars().filter(|(k, _)| ["AWS_", "AZURE_"].iter().any(|p| k.starts_with(p)));
         let (store, prefix) =
             object_store::parse_url_opts(&parsed, options.map(|(k, v)| (k.to_lowercase(), v)))
                 .map_err(|e| Error::invalid(format!("cannot open {url}")).because(e))?;
         Ok(Self {
             store: store.into(),
             prefix,
-            // XML multipart needs a permission on Google's side that a tenant's role does not have.
-            multipart: parsed.scheme() != "gs",
+            multipart: true,
         })
     }
 

@@ -1,1 +1,0 @@
-//! What a snapshot is made of.

@@ -1,0 +1,720 @@
+//! Requests to one bucket: sent with a token, repeated when that can help, and turned into errors that name request, object and
+//! permission.
+
+use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use object_store::{
+    ClientOptions, PutPayload,
+    client::{HttpClient, HttpConnector, HttpRequestBody, HttpResponse, ReqwestConnector},
+};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Value, json};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+
+use super::{
+    GcsOptions,
+    credentials::Credentials,
+    latency::Latencies,
+    retry::{RetryPolicy, Tries},
+    stats::{Counters, GcsStats},
+};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    store::{not_found, precondition},
+};
+
+/// Google's own address, unless STORAGE_EMULATOR_HOST names another.
+const GOOGLE: &str = "https://storage.googleapis.com";
+
+/// Connections that one store opens at most.
+const CONNECTIONS: usize = 64;
+
+/// An answer that is no object is never longer than this, in bytes: a page of a listing takes some megabytes.
+const MAX_ANSWER_LEN: usize = 16 << 20;
+
+/// Characters of a server's own message that are worth repeating.
+const MAX_MESSAGE_LEN: usize = 300;
+
+/// The key, in an object's own metadata, of the token of the request that wrote it: tells a write whose answer was lost from somebody
+/// else's.
+const WRITE_TOKEN: &str = "podsnap-write";
+
+/// Makes mutations idempotent on the server (cloud.google.com/storage/docs/retry-strategy).
+const IDEMPOTENCY_TOKEN: HeaderName = HeaderName::from_static("x-goog-gcs-idempotency-token");
+
+/// What stays as it is in a name within a URL: RFC 3986's unreserved characters.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
+
+/// `text` as one component of a URL.
+pub(super) fn escaped(text: &str) -> impl std::fmt::Display + '_ {
+    utf8_percent_encode(text, ESCAPED)
+}
+
+/// What a write demands of the object that is there.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Conditional {
+    Absent,
+    Generation(u64),
+}
+
+impl Conditional {
+    /// The value of `ifGenerationMatch`.
+    fn generation(self) -> u64 {
+        match self {
+            Self::Absent => 0,
+            Self::Generation(generation) => generation,
+        }
+    }
+}
+
+/// One request, as often as it takes.
+pub(super) struct Request<'a> {
+    pub(super) method: Method,
+    pub(super) url: String,
+    /// For errors: what was to be done.
+    pub(super) action: &'static str,
+    /// What the caller must be allowed to.
+    pub(super) permission: &'static str,
+    /// Name of the object in the bucket; empty for the bucket itself.
+    pub(super) object: &'a str,
+    pub(super) headers: HeaderMap,
+    pub(super) body: PutPayload,
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn get(url: String, object: &'a str) -> Self {
+        Self {
+            method: Method::GET,
+            url,
+            action: "read",
+            permission: "storage.objects.get",
+            object,
+            headers: HeaderMap::new(),
+            body: PutPayload::new(),
+        }
+    }
+
+    /// A mutation: the server carries out only one of several that carry the same token.
+    fn mutation(
+        method: Method,
+        url: String,
+        action: &'static str,
+        permission: &'static str,
+        object: &'a str,
+    ) -> Self {
+        let token = uuid::Uuid::new_v4().to_string();
+        let mut headers = HeaderMap::new();
+        let value = HeaderValue::from_str(&token).expect("a UUID is plain text");
+        headers.insert(IDEMPOTENCY_TOKEN, value);
+        Self {
+            method,
+            action,
+            permission,
+            headers,
+            ..Self::get(url, object)
+        }
+    }
+
+    fn with_body(mut self, content_type: &str, body: PutPayload) -> Self {
+        let content_type = HeaderValue::from_str(content_type).expect("a plain content type");
+        self.headers.insert(header::CONTENT_TYPE, content_type);
+        self.body = body;
+        self
+    }
+}
+
+/// A response whose head has come. Its connection counts until this is dropped.
+pub(super) struct Response {
+    pub(super) response: HttpResponse,
+    pub(super) connection: OwnedSemaphorePermit,
+}
+
+/// Why a try came to nothing.
+pub(super) enum Failure {
+    /// Another one may help; the server may have said when.
+    Passing(Error, Option<Duration>),
+    /// No other one will.
+    Final(Error),
+}
+
+/// A JSON answer.
+pub(super) struct Answer {
+    pub(super) json: Value,
+    object: String,
+}
+
+impl Answer {
+    /// A 64-bit number, which Google writes as text.
+    fn number(&self, field: &str) -> Result<u64> {
+        let value = &self.json[field];
+        value
+            .as_str()
+            .and_then(|text| text.parse().ok())
+            .or_else(|| value.as_u64())
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Store,
+                    format!("the store's answer about {} has no {field}", self.object),
+                )
+            })
+    }
+
+    pub(super) fn resource_size(&self) -> Result<u64> {
+        self.number("size")
+    }
+
+    pub(super) fn resource_generation(&self) -> Result<u64> {
+        self.number("generation")
+    }
+
+    fn crc32c(&self) -> Option<u32> {
+        decode_crc32c(self.json["crc32c"].as_str()?)
+    }
+
+    /// The object that the answer describes, if it is this one.
+    fn stored(&self, len: u64, crc32c: u32) -> Result<Option<Stored>> {
+        let same = self.resource_size()? == len && self.crc32c() == Some(crc32c);
+        let generation = self.resource_generation()?;
+        Ok(same.then_some(Stored {
+            generation,
+            len,
+            crc32c,
+        }))
+    }
+}
+
+/// An object that was written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stored {
+    pub(super) generation: u64,
+    pub(super) len: u64,
+    pub(super) crc32c: u32,
+}
+
+/// An object of a listing.
+pub(super) struct ListedObject {
+    pub(super) name: String,
+    pub(super) len: u64,
+    pub(super) generation: u64,
+}
+
+/// A source of a compose.
+pub(super) struct Component {
+    pub(super) name: String,
+    pub(super) stored: Stored,
+}
+
+/// One bucket and the way to it.
+#[derive(Debug)]
+pub(super) struct Client {
+    http: HttpClient,
+    /// Scheme and host.
+    base: String,
+    bucket: String,
+    credentials: Credentials,
+    connections: Arc<Semaphore>,
+    pub(super) policy: RetryPolicy,
+    pub(super) counters: Counters,
+    pub(super) latencies: Latencies,
+    /// Whether a compose removes its sources, as Google's does since 2026-07; emulators do not.
+    pub(super) removes_sources: OnceCell<bool>,
+}
+
+impl Client {
+    pub(super) fn open(bucket: &str, options: &GcsOptions) -> Result<Self> {
+        let emulator = options.endpoint.clone().or_else(|| {
+            std::env::var("STORAGE_EMULATOR_HOST")
+                .ok()
+                .filter(|host| !host.is_empty())
+        });
+        let base = match &emulator {
+            Some(host) if host.contains("://") => host.trim_end_matches('/').to_owned(),
+            Some(host) => format!("http://{host}"),
+            None => GOOGLE.to_owned(),
+        };
+        // Timeouts are our own: a total one would cut long bodies that are getting on well.
+        let client_options = ClientOptions::new()
+            .with_http1_only()
+            .with_timeout_disabled()
+            .with_connect_timeout(Duration::from_secs(5))
+            .with_pool_idle_timeout(Duration::from_secs(30))
+            .with_allow_http(emulator.is_some());
+        let failed = |e| Error::invalid(format!("cannot open gs://{bucket}")).because(e);
+        Ok(Self {
+            http: ReqwestConnector::default()
+                .connect(&client_options)
+                .map_err(failed)?,
+            credentials: Credentials::find(bucket, options, &client_options, emulator.is_some()),
+            base,
+            bucket: bucket.to_owned(),
+            connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            policy: options.retry.clone(),
+            counters: Counters::default(),
+            latencies: Latencies::default(),
+            removes_sources: OnceCell::new(),
+        })
+    }
+
+    pub(super) fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    pub(super) fn stats(&self) -> GcsStats {
+        self.counters.snapshot()
+    }
+
+    pub(super) fn tries(&self) -> Tries<'_> {
+        Tries::new(&self.policy)
+    }
+
+    /// The JSON API's address of the bucket.
+    pub(super) fn bucket_url(&self) -> String {
+        format!("{}/storage/v1/b/{}", self.base, escaped(&self.bucket))
+    }
+
+    /// The JSON API's address of an object.
+    pub(super) fn object_url(&self, object: &str) -> String {
+        format!("{}/o/{}", self.bucket_url(), escaped(object))
+    }
+
+    /// For errors.
+    pub(super) fn place(&self, object: &str) -> String {
+        match object {
+            "" => format!("gs://{}", self.bucket),
+            _ => format!("gs://{}/{object}", self.bucket),
+        }
+    }
+
+    /// Sends a request once. What comes back is a success, with its body still to be read.
+    pub(super) async fn send(&self, request: &Request<'_>) -> Result<Response, Failure> {
+        let connection = self.connections.clone().acquire_owned().await;
+        let connection = connection.expect("it is never closed");
+        let token = self.credentials.token().await.map_err(Failure::Final)?;
+        let len = request.body.content_length() as u64;
+        let mut built = http::Request::builder()
+            .method(&request.method)
+            .uri(&request.url);
+        for (name, value) in &request.headers {
+            built = built.header(name, value);
+        }
+        if let Some(token) = token {
+            built = built.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let body = match len {
+            0 => HttpRequestBody::empty(),
+            len => {
+                built = built.header(header::CONTENT_LENGTH, len);
+                HttpRequestBody::from(request.body.clone())
+            }
+        };
+        let built = built.body(body).map_err(|e| {
+            Failure::Final(Error::invalid(format!("bad address {}", request.url)).because(e))
+        })?;
+        self.counters.requests.fetch_add(1, Relaxed);
+        self.counters.sent.fetch_add(len, Relaxed);
+        let patience = self.policy.try_timeout(len);
+        let response = tokio::time::timeout(patience, self.http.execute(built)).await;
+        let response = match response {
+            Ok(Ok(response)) => response,
+            Ok(Err(e)) => return Err(Failure::Passing(self.unreachable(request).because(e), None)),
+            Err(_) => {
+                let error = self
+                    .unreachable(request)
+                    .because(format!("no answer in {} s", patience.as_secs_f32().round()));
+                return Err(Failure::Passing(error, None));
+            }
+        };
+        let response = Response {
+            response,
+            connection,
+        };
+        if response.response.status().is_success() {
+            return Ok(response);
+        }
+        Err(self.refusal(request, response).await)
+    }
+
+    fn unreachable(&self, request: &Request<'_>) -> Error {
+        let place = self.place(request.object);
+        Error::new(
+            ErrorKind::Store,
+            format!("the store could not be asked to {} {place}", request.action),
+        )
+    }
+
+    /// What a status that is no success means.
+    async fn refusal(&self, request: &Request<'_>, response: Response) -> Failure {
+        let status = response.response.status();
+        let asked_to_wait = response
+            .response
+            .headers()
+            .get(header::RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .map(Duration::from_secs);
+        let length = object_length(response.response.headers());
+        let body = self.collect(response).await.unwrap_or_default();
+        let message = message(&body);
+        let (place, action) = (self.place(request.object), request.action);
+        let why = format!("{}: {message}", status.as_u16());
+        let error = |kind| {
+            Error::new(
+                kind,
+                format!("the store refuses to {action} {place} ({why})"),
+            )
+        };
+        match status {
+            StatusCode::NOT_FOUND if message.contains("bucket does not exist") => Failure::Final(
+                Error::new(
+                    ErrorKind::Store,
+                    format!("there is no bucket gs://{}", self.bucket),
+                )
+                .hint(
+                    "check the store's URL; `podsnap bucket create-command` prints how to make one",
+                ),
+            ),
+            StatusCode::NOT_FOUND => Failure::Final(not_found(&place)),
+            StatusCode::PRECONDITION_FAILED => Failure::Final(precondition(&place)),
+            StatusCode::FORBIDDEN if request.permission == "storage.objects.get" => {
+                let error = Error::new(
+                    ErrorKind::Forbidden,
+                    format!(
+                        "{place} does not exist, or may not be read by these credentials ({why})"
+                    ),
+                );
+                Failure::Final(error.maybe_absent().hint(
+                    "reading needs storage.objects.get; without storage.objects.list the store does not tell one from the other",
+                ))
+            }
+            StatusCode::FORBIDDEN => Failure::Final(error(ErrorKind::Forbidden).hint(format!(
+                "the credentials need {} on this path",
+                request.permission
+            ))),
+            StatusCode::UNAUTHORIZED => Failure::Final(error(ErrorKind::Forbidden).hint(
+                "the token is not accepted: it may have expired, or this machine's clock be wrong",
+            )),
+            StatusCode::RANGE_NOT_SATISFIABLE => Failure::Final(match length {
+                Some(len) => Error::damaged(place, format!("it has only {len} bytes")),
+                None => Error::damaged(place, "it is shorter than it must be"),
+            }),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+                Failure::Passing(error(ErrorKind::Store), asked_to_wait)
+            }
+            status if status.is_server_error() => {
+                Failure::Passing(error(ErrorKind::Store), asked_to_wait)
+            }
+            // A body that was changed on its way does not have the checksum that came with it.
+            StatusCode::BAD_REQUEST if message.to_lowercase().contains("crc32c") => {
+                Failure::Passing(error(ErrorKind::Store), None)
+            }
+            _ => Failure::Final(error(ErrorKind::Store)),
+        }
+    }
+
+    /// The whole body of an answer that is no object.
+    async fn collect(&self, response: Response) -> Result<Bytes, String> {
+        let Response {
+            response,
+            connection: _connection,
+        } = response;
+        let mut body = response.into_body().bytes_stream();
+        let mut collected = BytesMut::new();
+        loop {
+            match tokio::time::timeout(self.policy.answer_timeout, body.next()).await {
+                Err(_) => return Err("the answer stopped in the middle".to_owned()),
+                Ok(None) => return Ok(collected.freeze()),
+                Ok(Some(Err(e))) => return Err(e.to_string()),
+                Ok(Some(Ok(bytes))) if collected.len() + bytes.len() <= MAX_ANSWER_LEN => {
+                    collected.extend_from_slice(&bytes);
+                }
+                Ok(Some(Ok(_))) => return Err("the answer is too long".to_owned()),
+            }
+        }
+    }
+
+    /// Whether it is worth trying again after `error`: a token that was refused is fetched anew once.
+    pub(super) async fn may_refresh(&self, error: &Error, refreshed: &mut bool) -> bool {
+        if *refreshed || !error.to_string().contains("(401: ") {
+            return false;
+        }
+        *refreshed = true;
+        self.credentials.refused().await
+    }
+
+    /// Sends a request until it is answered or there is no hope. Returns the answer's bytes and the number of tries.
+    async fn call(&self, request: &Request<'_>) -> Result<(Bytes, u32), (Error, u32)> {
+        let mut tries = self.tries();
+        let mut refreshed = false;
+        loop {
+            let failed = match self.send(request).await {
+                Ok(response) => match self.collect(response).await {
+                    Ok(bytes) => return Ok((bytes, tries.count())),
+                    Err(why) => Failure::Passing(self.unreachable(request).because(why), None),
+                },
+                Err(failure) => failure,
+            };
+            let (error, asked_for) = match failed {
+                Failure::Final(error) => {
+                    if self.may_refresh(&error, &mut refreshed).await {
+                        continue;
+                    }
+                    return Err((error, tries.count()));
+                }
+                Failure::Passing(error, asked_for) => (error, asked_for),
+            };
+            tracing::debug!(%error, tries = tries.count(), "a request failed");
+            if !tries.another(asked_for).await {
+                let count = tries.count();
+                return Err((error.hint(format!("given up after {count} tries")), count));
+            }
+            self.counters.retries.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// [`Client::call`] for an answer in JSON.
+    pub(super) async fn call_json(&self, request: &Request<'_>) -> Result<Answer, (Error, u32)> {
+        let (bytes, tries) = self.call(request).await?;
+        let json = serde_json::from_slice(&bytes).map_err(|e| {
+            let place = self.place(request.object);
+            let what = format!("the store's answer about {place} makes no sense");
+            (Error::new(ErrorKind::Store, what).because(e), tries)
+        })?;
+        Ok(Answer {
+            json,
+            object: self.place(request.object),
+        })
+    }
+
+    pub(super) async fn get_metadata(&self, object: &str) -> Result<Answer> {
+        let request = Request::get(self.object_url(object), object);
+        self.call_json(&request).await.map_err(|(e, _)| e)
+    }
+
+    /// Writes an object whole. A write whose answer was lost is recognised as our own.
+    pub(super) async fn insert(
+        &self,
+        object: &str,
+        bytes: Bytes,
+        condition: Conditional,
+    ) -> Result<Stored> {
+        const BOUNDARY: &str = "podsnap-e0b27c5f8f4a";
+        let (len, crc32c) = (bytes.len() as u64, crc32c::crc32c(&bytes));
+        let token = uuid::Uuid::new_v4().to_string();
+        let resource = json!({
+            "name": object,
+            "contentType": "application/octet-stream",
+            "crc32c": BASE64.encode(crc32c.to_be_bytes()),
+            "metadata": { WRITE_TOKEN: token },
+        });
+        let head = format!(
+            "--{BOUNDARY}\r\nContent-Type: application/json; charset=utf-8\r\n\r\n{resource}\r\n--{BOUNDARY}\r\nContent-Type: application/octet-stream\r\n\r\n"
+        );
+        let body: PutPayload = [
+            Bytes::from(head),
+            bytes,
+            Bytes::from(format!("\r\n--{BOUNDARY}--\r\n")),
+        ]
+        .into_iter()
+        .collect();
+        let url = format!(
+            "{}/upload/storage/v1/b/{}/o?uploadType=multipart&ifGenerationMatch={}",
+            self.base,
+            escaped(&self.bucket),
+            condition.generation()
+        );
+        let request = Request::mutation(
+            Method::POST,
+            url,
+            "write",
+            match condition {
+                Conditional::Absent => "storage.objects.create",
+                Conditional::Generation(_) => "storage.objects.create and storage.objects.delete",
+            },
+            object,
+        )
+        .with_body(&format!("multipart/related; boundary={BOUNDARY}"), body);
+        let answer = match self.call_json(&request).await {
+            Ok(answer) => answer,
+            // An earlier try may have been carried out although it was not answered.
+            Err((e, tries)) if tries > 1 && e.kind() == ErrorKind::Conflict => {
+                let found = self.get_metadata(object).await?;
+                if found.json["metadata"][WRITE_TOKEN].as_str() != Some(&token) {
+                    return Err(e);
+                }
+                found
+            }
+            Err((e, _)) => return Err(e),
+        };
+        match answer.stored(len, crc32c)? {
+            Some(stored) => Ok(stored),
+            None => Err(self.stored_otherwise(object)),
+        }
+    }
+
+    fn stored_otherwise(&self, object: &str) -> Error {
+        Error::new(
+            ErrorKind::Store,
+            format!(
+                "{} was written, but the store says that it has another length or CRC-32C",
+                self.place(object)
+            ),
+        )
+        .hint("nothing was committed; if it happens again, something between here and the store is broken")
+    }
+
+    /// Makes a new object of up to 32 others, which the server removes if it can. `crc32c` and `len` are what it must have.
+    pub(super) async fn compose(
+        &self,
+        object: &str,
+        sources: &[Component],
+        len: u64,
+        crc32c: u32,
+    ) -> Result<Stored> {
+        let source = |s: &Component| {
+            let generation = s.stored.generation.to_string();
+            json!({
+                "name": s.name,
+                "generation": generation,
+                "objectPreconditions": { "ifGenerationMatch": generation },
+            })
+        };
+        let body = json!({
+            "sourceObjects": sources.iter().map(source).collect::<Vec<_>>(),
+            "destination": { "contentType": "application/octet-stream" },
+            "deleteSourceObjects": true,
+        });
+        let url = format!("{}/compose?ifGenerationMatch=0", self.object_url(object));
+        let request = Request::mutation(
+            Method::POST,
+            url,
+            "compose",
+            "storage.objects.create, storage.objects.get and storage.objects.delete",
+            object,
+        )
+        .with_body("application/json", Bytes::from(body.to_string()).into());
+        let answer = match self.call_json(&request).await {
+            Ok(answer) => answer,
+            // If an earlier try was carried out, the object is there and its sources are not. Its name is used by one save only.
+            Err((e, tries)) if tries > 1 && is_about_state(&e) => {
+                self.get_metadata(object).await.map_err(|_| e)?
+            }
+            Err((e, _)) => return Err(e),
+        };
+        match answer.stored(len, crc32c)? {
+            Some(stored) => Ok(stored),
+            None => Err(self.stored_otherwise(object)),
+        }
+    }
+
+    /// Removes an object, of that generation if one is given. What is not there need not be removed.
+    pub(super) async fn delete(&self, object: &str, generation: Option<u64>) -> Result<()> {
+        let mut url = self.object_url(object);
+        if let Some(generation) = generation {
+            url.push_str(&format!("?ifGenerationMatch={generation}"));
+        }
+        let request = Request::mutation(
+            Method::DELETE,
+            url,
+            "delete",
+            "storage.objects.delete",
+            object,
+        );
+        match self.call(&request).await {
+            Err((e, _)) if e.kind() == ErrorKind::NotFound => Ok(()),
+            Err((e, _)) => Err(e),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Whether there is an object of that name, as far as the caller may know.
+    pub(super) async fn exists(&self, object: &str) -> Result<bool> {
+        match self.get_metadata(object).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.is_absence() => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Every object whose name begins with `prefix`.
+    pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ListedObject>> {
+        let mut found = Vec::new();
+        let mut page = String::new();
+        loop {
+            let mut url = format!("{}/o?prefix={}", self.bucket_url(), escaped(prefix));
+            if !page.is_empty() {
+                url.push_str(&format!("&pageToken={}", escaped(&page)));
+            }
+            let request = Request {
+                action: "list",
+                permission: "storage.objects.list",
+                ..Request::get(url, prefix)
+            };
+            let answer = self.call_json(&request).await.map_err(|(e, _)| e)?;
+            let items = answer.json["items"]
+                .as_array()
+                .map_or(&[][..], Vec::as_slice);
+            for item in items {
+                let Some(name) = item["name"].as_str().filter(|n| n.starts_with(prefix)) else {
+                    continue;
+                };
+                let object = Answer {
+                    json: item.clone(),
+                    object: self.place(name),
+                };
+                found.push(ListedObject {
+                    name: name.to_owned(),
+                    len: object.resource_size()?,
+                    generation: object.resource_generation()?,
+                });
+            }
+            match answer.json["nextPageToken"].as_str() {
+                None | Some("") => return Ok(found),
+                Some(next) if next == page => {
+                    return Err(Error::new(
+                        ErrorKind::Store,
+                        format!(
+                            "the listing of {} goes round in circles",
+                            self.place(prefix)
+                        ),
+                    ));
+                }
+                Some(next) => page = next.to_owned(),
+            }
+        }
+    }
+}
+
+/// A CRC-32C as Google writes it: big-endian, in base64.
+pub(super) fn decode_crc32c(text: &str) -> Option<u32> {
+    let bytes = BASE64.decode(text).ok()?;
+    Some(u32::from_be_bytes(bytes.try_into().ok()?))
+}
+
+/// Errors that say how things stand, and so may be the work of an earlier try.
+fn is_about_state(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound)
+}
+
+/// The length of the whole object, from a Content-Range such as `bytes 0-9/100` or `bytes */100`.
+pub(super) fn object_length(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
+    range.rsplit_once('/')?.1.parse().ok()
+}
+
+/// What a server says about a refusal: the message of its JSON, or the beginning of its text.
+fn message(body: &[u8]) -> String {
+    let parsed: Option<Value> = serde_json::from_slice(body).ok();
+    let message = parsed
+        .as_ref()
+        .and_then(|json| json["error"]["message"].as_str().map(str::to_owned))
+        .unwrap_or_else(|| String::from_utf8_lossy(body).into_owned());
+    let plain = message.chars().filter(|c| !c.is_control());
+    plain.take(MAX_MESSAGE_LEN).collect()
+}
