@@ -5,6 +5,8 @@ use std::{fmt, io::Write};
 use podsnap::{Error, ErrorKind};
 use serde_json::json;
 
+use crate::report;
+
 /// Any failure that has no code of its own.
 pub const FAILED: u8 = 1;
 /// The arguments make no sense, or do not fit what they are applied to.
@@ -68,10 +70,11 @@ impl Failure {
             json!({ "error": { "kind": self.kind, "message": self.message, "hint": self.hint } })
                 .to_string()
         } else {
-            match &self.hint {
+            let text = match &self.hint {
                 Some(hint) => format!("podsnap: {} ({hint})", self.message),
                 None => format!("podsnap: {}", self.message),
-            }
+            };
+            report::printable(&text)
         };
         let _ = writeln!(std::io::stderr(), "{line}");
     }

@@ -36,6 +36,19 @@ pub fn json(document: &impl Serialize) -> String {
     text
 }
 
+/// Text that may come from a snapshot, such as a file's name, with its control characters escaped: it stays on its line and
+/// tells the terminal nothing.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => shown.extend(c.escape_default()),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
 /// A number of bytes in decimal units, with three digits or more: `79.9 MB`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];

@@ -122,7 +122,7 @@ impl Error {
         );
         let error = Self::new(ErrorKind::Target, format!("cannot {action} {what}")).because(err);
         if full {
-            error.hint("free space there, or restore to another file system")
+            error.hint("free space there, or write to another file system")
         } else {
             error
         }

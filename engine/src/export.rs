@@ -103,7 +103,10 @@ impl Snapshot {
         let file = File::create_new(&temporary).map_err(failed)?;
         let _guard = RemoveOnDrop(&temporary);
         let mut out = BufWriter::with_capacity(1 << 20, file);
-        let stats = self.export_to(store, &mut out, progress, cancel).await?;
+        let name = temporary.display().to_string();
+        let stats = self
+            .write_export(store, &mut out, &name, progress, cancel)
+            .await?;
         let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
         file.sync_all().map_err(failed)?;
         fs::hard_link(&temporary, path).map_err(|e| Error::target(path.display(), e))?;
@@ -118,7 +121,20 @@ impl Snapshot {
         progress: &Progress,
         cancel: &CancellationToken,
     ) -> Result<ExportStats> {
-        let failed = |e| Error::target("the export", e);
+        self.write_export(store, out, "the export", progress, cancel)
+            .await
+    }
+
+    /// Writes the export to `out`, which errors call `name`.
+    async fn write_export(
+        &self,
+        store: &Store,
+        out: &mut (dyn Write + Send),
+        name: &str,
+        progress: &Progress,
+        cancel: &CancellationToken,
+    ) -> Result<ExportStats> {
+        let failed = |e| Error::target(name, e);
         let all = self.all_segments().await?;
         let (chunks, reads) = plan_all(&all).into_reads(self.backend.read_len());
         let chunks = Arc::new(chunks);

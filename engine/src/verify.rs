@@ -264,7 +264,7 @@ fn same_header(bytes: &[u8], expected: &Header) -> Result<(), String> {
     match Header::parse(bytes) {
         Err(e) => Err(e.to_string()),
         Ok(found) if found != *expected => Err(format!(
-            "its header is that of {:?} {} of {}",
+            "its header is that of {} {} of {}",
             found.kind, found.pack_number, found.snapshot
         )),
         Ok(_) => Ok(()),

@@ -53,7 +53,7 @@ fn row(listed: &Listed) -> Vec<String> {
             "?".to_owned(),
             stored,
             "?".to_owned(),
-            problem.clone(),
+            report::printable(problem),
         ];
     }
     vec![
@@ -61,7 +61,7 @@ fn row(listed: &Listed) -> Vec<String> {
         report::date(listed.created_unix_ms),
         report::bytes(listed.raw_bytes),
         report::bytes(listed.stored_bytes),
-        listed.group.clone().unwrap_or_else(|| "-".to_owned()),
+        report::printable(listed.group.as_deref().unwrap_or("-")),
         listed.borrows_from.join(", "),
     ]
 }

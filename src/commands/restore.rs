@@ -141,7 +141,7 @@ fn complain(stats: &RestoreStats) {
     }
     const SHOWN: usize = 10;
     for warning in stats.warnings.iter().take(SHOWN) {
-        eprintln!("podsnap: warning: {warning}");
+        eprintln!("podsnap: warning: {}", report::printable(warning));
     }
     if stats.warnings.len() > SHOWN {
         eprintln!(

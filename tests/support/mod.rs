@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod extents;
 pub mod tool;
+pub mod tree;
 
 use std::{
     io::Cursor,

@@ -31,7 +31,7 @@ pub struct Tool {
 impl Tool {
     pub fn new() -> Self {
         let scratch = tempfile::tempdir().expect("a scratch directory");
-        fs::set_permissions(scratch.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        set_mode(scratch.path(), 0o755);
         fs::create_dir(scratch.path().join("home")).unwrap();
         Self { scratch }
     }
@@ -347,6 +347,10 @@ pub fn make_fifo(path: &Path) {
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
     rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
     assert!(fs::metadata(path).unwrap().file_type().is_fifo());
+}
+
+pub fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
 /// Turns one bit of a file over.

@@ -189,7 +189,7 @@ impl Snapshot {
         if footer.kind != kind {
             return Err(Error::damaged(
                 &object,
-                format!("it is a {:?}, not a {kind:?}", footer.kind),
+                format!("it is of the kind {}, not {kind}", footer.kind),
             ));
         }
         let directory =

@@ -18,7 +18,7 @@ mod tar_out;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use podsnap_format::tree::TreeError;
 
@@ -35,7 +35,7 @@ pub use tar_out::{ContentSource, TarStats, write_tar};
 #[non_exhaustive]
 pub enum Error {
     /// The source is not what it was when reading began: the saved tree would be none that ever was.
-    #[error("source changed while it was read: {}: {what}", path.display())]
+    #[error("source changed while it was read: {}: {what}", shown(path))]
     SourceChanged {
         /// Path in the source.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum Error {
         what: &'static str,
     },
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}", shown(path))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -104,7 +104,7 @@ impl std::fmt::Display for RestoreWarning {
             f,
             "could not {} {}: {}",
             self.what,
-            self.path.display(),
+            shown(&self.path),
             self.error
         )
     }
@@ -124,6 +124,14 @@ impl<R: io::Read + Send> SectionStream for TarTreeReader<R> {
     fn table_length(&self) -> u64 {
         // Asked when the stream has ended, and then it is known.
         TarTreeReader::table_length(self).unwrap_or(0)
+    }
+}
+
+/// A path as errors show it: the top directory's own is empty.
+fn shown(path: &Path) -> std::path::Display<'_> {
+    match path.as_os_str().is_empty() {
+        true => Path::new(".").display(),
+        false => path.display(),
     }
 }
 
