@@ -2,7 +2,7 @@
 
 use std::{fmt, io::Write};
 
-use podsnap::{Error, ErrorKind};
+use podsnap::{Error, ErrorKind, printable_message};
 use serde_json::json;
 
 use crate::report;
@@ -67,14 +67,14 @@ impl Failure {
     /// One line on standard error, or one JSON document.
     pub fn print(&self, json: bool) {
         let line = if json {
-            json!({ "error": { "kind": self.kind, "message": self.message, "hint": self.hint } })
-                .to_string()
+            let document = json!({ "error": { "kind": self.kind, "message": self.message, "hint": self.hint } });
+            report::tame_json(&document.to_string())
         } else {
             let text = match &self.hint {
                 Some(hint) => format!("podsnap: {} ({hint})", self.message),
                 None => format!("podsnap: {}", self.message),
             };
-            report::printable(&text)
+            printable_message(&text)
         };
         let _ = writeln!(std::io::stderr(), "{line}");
     }

@@ -152,12 +152,12 @@ fn changed_meanwhile(tool: &Tool, sources: &[&str], change: impl FnOnce(), words
 fn a_file_that_is_written_cut_or_grown_while_it_is_saved_fails_the_save() {
     let tool = Tool::new();
     let bytes = noise(6, 6 << 20);
-    let changes: [(&str, &dyn Fn(&File)); 3] = [
-        ("written", &|file| file.write_all_at(b"x", 5 << 20).unwrap()),
-        ("cut", &|file| file.set_len(1 << 20).unwrap()),
-        ("grown", &|file| file.set_len(7 << 20).unwrap()),
+    let changes: [&dyn Fn(&File); 3] = [
+        &|file| file.write_all_at(b"x", 5 << 20).unwrap(),
+        &|file| file.set_len(1 << 20).unwrap(),
+        &|file| file.set_len(7 << 20).unwrap(),
     ];
-    for (what, change) in changes {
+    for change in changes {
         let path = tool.file("a", &bytes);
         let words = ["a changed while it was read", "save it again"];
         let change = || {
@@ -165,7 +165,6 @@ fn a_file_that_is_written_cut_or_grown_while_it_is_saved_fails_the_save() {
             change(&file);
         };
         changed_meanwhile(&tool, &["memory=a"], change, &words);
-        println!("{what}");
     }
     // One that is replaced by rename is saved as it was opened.
     let path = tool.file("a", &bytes);

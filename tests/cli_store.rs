@@ -211,7 +211,9 @@ fn a_save_under_way_keeps_its_id_and_its_bases() {
     tool.run(&["rm", "base"])
         .ends_with(4)
         .says(&["base is needed by", "save of s that is under way"]);
-    tool.run(&["rm", "s"]).ends_with(3);
+    tool.run(&["rm", "s"])
+        .ends_with(4)
+        .says(&["save of s that is under way"]);
     tool.run(&["restore", "s", "out"]).ends_with(3);
     assert_eq!(tool.listed(), ["base"]);
 

@@ -243,7 +243,7 @@ fn first_tree(top: &Path) {
         ("kept/two-names", 2_000),
         ("turns/inside", 900),
     ] {
-        let seed = name.bytes().fold(7, |seed, b| noise_seed(seed, b));
+        let seed = name.bytes().fold(7, noise_seed);
         fs::write(at(name), noise(seed, len)).unwrap();
         set_mtime(&at(name), 1_000_000);
     }
@@ -388,11 +388,7 @@ fn files_are_told_apart_by_what_changed() {
         "kept/grows: content (300 kB -> 350 kB), mtime\n",
         "turns: directory -> file",
     ] {
-        assert!(
-            shown.text().contains(line),
-            "{line:?}: {}",
-            shown.text()
-        );
+        assert!(shown.text().contains(line), "{line:?}: {}", shown.text());
     }
     let few = tool.run(&["diff", "a", "b", "--top", "1"]).ok();
     assert!(

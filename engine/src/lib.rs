@@ -39,7 +39,7 @@ pub use heads::Head;
 pub use metadata::Metadata;
 pub use podsnap_format as format;
 pub use podsnap_format::{Digest, Key, Role, SectionInfo, Shape, SnapshotId};
-pub use printable::printable;
+pub use printable::{printable, printable_message};
 pub use progress::{Progress, ProgressSnapshot};
 pub use restore::{RestoreOptions, RestoreStats};
 pub use save::{Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotWriter};

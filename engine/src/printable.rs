@@ -8,11 +8,7 @@ pub fn printable(name: impl AsRef<[u8]>) -> String {
         for c in chunk.valid().chars() {
             match c {
                 '\\' => text.push_str("\\\\"),
-                '\n' => text.push_str("\\n"),
-                '\r' => text.push_str("\\r"),
-                '\t' => text.push_str("\\t"),
-                c if is_treacherous(c) => text.extend(c.escape_unicode()),
-                c => text.push(c),
+                c => push(&mut text, c),
             }
         }
         for byte in chunk.invalid() {
@@ -20,6 +16,25 @@ pub fn printable(name: impl AsRef<[u8]>) -> String {
         }
     }
     text
+}
+
+/// A message that may hold such names, on one line. Backslashes stay: a message holds names that were escaped already.
+pub fn printable_message(message: &str) -> String {
+    let mut text = String::with_capacity(message.len());
+    for c in message.chars() {
+        push(&mut text, c);
+    }
+    text
+}
+
+fn push(text: &mut String, c: char) {
+    match c {
+        '\n' => text.push_str("\\n"),
+        '\r' => text.push_str("\\r"),
+        '\t' => text.push_str("\\t"),
+        c if is_treacherous(c) => text.extend(c.escape_unicode()),
+        c => text.push(c),
+    }
 }
 
 /// Control characters, line and paragraph separators, and what is invisible or changes the direction of writing.

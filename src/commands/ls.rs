@@ -1,6 +1,6 @@
 //! `podsnap ls`: what is in the store.
 
-use podsnap::Listed;
+use podsnap::{Listed, printable, printable_message};
 
 use crate::{context::Context, exit::Failure, report};
 
@@ -53,7 +53,7 @@ fn row(listed: &Listed) -> Vec<String> {
             "?".to_owned(),
             stored,
             "?".to_owned(),
-            report::printable(problem),
+            printable_message(problem),
         ];
     }
     vec![
@@ -61,7 +61,7 @@ fn row(listed: &Listed) -> Vec<String> {
         report::date(listed.created_unix_ms),
         report::bytes(listed.raw_bytes),
         report::bytes(listed.stored_bytes),
-        report::printable(listed.group.as_deref().unwrap_or("-")),
+        printable(listed.group.as_deref().unwrap_or("-")),
         listed.borrows_from.join(", "),
     ]
 }

@@ -3,7 +3,7 @@
 use std::{path::Path, path::PathBuf, time::Duration};
 
 use podsnap::{
-    Snapshot,
+    Snapshot, printable_message,
     restore::{LostRange, RestoreOptions, RestoreStats},
 };
 
@@ -122,9 +122,9 @@ fn summary(snapshot: &Snapshot, dir: &Path, stats: &RestoreStats) -> String {
 /// What is lost and what could not be set, for people.
 fn complain(stats: &RestoreStats) {
     for damage in &stats.damage {
-        eprintln!("podsnap: {}", damage.what);
+        eprintln!("podsnap: {}", printable_message(&damage.what));
         for lost in &damage.lost {
-            eprintln!("podsnap:   {lost}");
+            eprintln!("podsnap:   {}", printable_message(&lost.to_string()));
         }
     }
     if !stats.damage.is_empty() {
@@ -141,7 +141,7 @@ fn complain(stats: &RestoreStats) {
     }
     const SHOWN: usize = 10;
     for warning in stats.warnings.iter().take(SHOWN) {
-        eprintln!("podsnap: warning: {}", report::printable(warning));
+        eprintln!("podsnap: warning: {}", printable_message(warning));
     }
     if stats.warnings.len() > SHOWN {
         eprintln!(

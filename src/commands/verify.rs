@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use podsnap::verify::{VerifyOptions, VerifyReport};
+use podsnap::{
+    printable_message,
+    verify::{VerifyOptions, VerifyReport},
+};
 use serde::Serialize;
 
 use crate::{
@@ -104,8 +107,9 @@ fn summary(id: &str, report: &VerifyReport) -> String {
         ));
     }
     for damage in &report.damage {
-        text.push_str(&format!("  {}\n", damage.what));
+        text.push_str(&format!("  {}\n", printable_message(&damage.what)));
         for lost in &damage.lost {
+            let lost = printable_message(&lost.to_string());
             text.push_str(&format!("    {lost}\n"));
         }
     }
