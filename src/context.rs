@@ -47,7 +47,12 @@ impl Context {
             Some(url) => url.clone(),
             None => default_store()?,
         };
-        Ok(Store::open_with(&url, &self.options, self.key.clone())?)
+        self.store_at(&url)
+    }
+
+    /// A store elsewhere, with the key and the options that were given.
+    pub fn store_at(&self, url: &str) -> Result<Store, Failure> {
+        Ok(Store::open_with(url, &self.options, self.key.clone())?)
     }
 
     /// The key, if one was given.

@@ -1,6 +1,6 @@
 //! How the tool ends: the exit codes, and failures as people and scripts see them.
 
-use std::io::Write;
+use std::{fmt, io::Write};
 
 use podsnap::{Error, ErrorKind, printable_message};
 use serde_json::json;
@@ -75,6 +75,13 @@ impl Failure {
             printable_message(&text)
         };
         let _ = writeln!(std::io::stderr(), "{line}");
+    }
+}
+
+/// The message without the hint.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

@@ -17,7 +17,12 @@ use std::process::ExitCode;
 use clap::{Parser, error::ErrorKind as ClapKind};
 use tracing_subscriber::EnvFilter;
 
-use crate::{args::Cli, context::Context, exit::Failure};
+use crate::{
+    args::Cli,
+    commands::{Command, demo},
+    context::Context,
+    exit::Failure,
+};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -38,6 +43,10 @@ fn main() -> ExitCode {
 
 /// Runs the command on a small runtime: the work is done by the store's own threads, these only wait.
 fn run(cli: Cli) -> Result<u8, Failure> {
+    if let Command::DemoPod(args) = cli.command {
+        // It must have no other threads: who stops it has stopped all of it then.
+        return demo::pod::run(args);
+    }
     let context = Context::new(cli.global)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -48,7 +48,21 @@ pub struct RemoveStats {
 }
 
 impl Store {
-    /// All snapshots, newest first.
+    /// All snapshots, newest first. One whose manifest cannot be read is listed with its [problem](Listed::problem).
+    ///
+    /// ```
+    /// # use podsnap_engine as podsnap;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use podsnap::{SaveOptions, Store};
+    ///
+    /// let store = Store::open("memory://list")?;
+    /// assert!(store.list().await?.is_empty());
+    /// store.save(&"web-1".parse()?, SaveOptions::default()).await?.finish().await?;
+    /// let listed = store.list().await?;
+    /// assert_eq!(listed[0].snapshot, "web-1");
+    /// # Ok(()) }
+    /// ```
     pub async fn list(&self) -> Result<Vec<Listed>> {
         let objects = self.list_objects().await?;
         let ids: Vec<SnapshotId> = objects
@@ -89,6 +103,32 @@ impl Store {
 
     /// Removes a snapshot that no other borrows from and no save relies on; otherwise refuses and says who does. What an
     /// earlier removal or a save that died left under the id is removed as well, if the snapshot itself is not there (any more).
+    /// ```
+    /// # use podsnap_engine as podsnap;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use podsnap::{Input, NewSection, Role};
+    /// use podsnap::{ErrorKind, SaveOptions, Store};
+    ///
+    /// let store = Store::open("memory://remove")?;
+    /// # let bytes: Vec<u8> = (0..100_000_u32).flat_map(|n| n.wrapping_mul(n | 0x9e37_79b9).to_le_bytes()).collect();
+    /// for (id, base) in [("first", None), ("second", Some("first"))] {
+    ///     let options = SaveOptions {
+    ///         bases: base.into_iter().map(str::parse).collect::<Result<_, _>>()?,
+    ///         ..SaveOptions::default()
+    ///     };
+    ///     let mut writer = store.save(&id.parse()?, options).await?;
+    /// #   let input = Input::stream(std::io::Cursor::new(bytes.clone()), "bytes");
+    ///     writer.add(NewSection::blob(Role::Memory, "", input)).await?;
+    ///     writer.finish().await?;
+    /// }
+    /// let refused = store.remove(&"first".parse()?).await.unwrap_err();
+    /// assert_eq!(refused.kind(), ErrorKind::Conflict); // second borrows from it
+    /// store.remove(&"second".parse()?).await?;
+    /// store.remove(&"first".parse()?).await?;
+    /// assert!(store.list().await?.is_empty());
+    /// # Ok(()) }
+    /// ```
     pub async fn remove(&self, id: &SnapshotId) -> Result<RemoveStats> {
         let backend = &**self.backend();
         let name = names::object(id, names::MANIFEST);

@@ -35,7 +35,22 @@ pub enum ErrorKind {
     Interrupted,
 }
 
-/// An error of the engine.
+/// An error of the engine. Displayed, it is one line: what happened, to what, why, and in parentheses what can be done about it.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use podsnap::{ErrorKind, Store};
+///
+/// let store = Store::open("memory://errors")?;
+/// match store.snapshot(&"web-1".parse()?).await {
+///     Ok(snapshot) => println!("{} sections", snapshot.sections().len()),
+///     Err(e) if e.kind() == ErrorKind::NotFound => println!("starting without: {e}"),
+///     Err(e) => return Err(e.into()),
+/// }
+/// # Ok(()) }
+/// ```
 pub struct Error(Box<Inner>);
 
 struct Inner {

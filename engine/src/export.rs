@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io::{BufWriter, Write},
+    ops::Range,
     path::Path,
     sync::Arc,
 };
@@ -54,6 +55,35 @@ pub(crate) struct CopiedFrames {
 
 impl Snapshot {
     /// Writes the snapshot to a new file, which appears when it is whole.
+    ///
+    /// ```
+    /// # use podsnap_engine as podsnap;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # use podsnap::{Input, NewSection, Role, SaveOptions};
+    /// # let store = podsnap::Store::open("memory://export")?;
+    /// # let mut writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+    /// # let numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+    /// # for name in ["", "second"] {
+    /// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+    /// #     writer.add(NewSection::blob(Role::Memory, name, input)).await?;
+    /// # }
+    /// # writer.finish().await?;
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let file = dir.path().join("web-1.podsnap");
+    /// use podsnap::{CancellationToken, Progress, Snapshot, Store};
+    ///
+    /// let snapshot = store.snapshot(&"web-1".parse()?).await?;
+    /// snapshot.export(&store, &file, &Progress::default(), &CancellationToken::new()).await?;
+    ///
+    /// // Elsewhere.
+    /// let store = Store::open("memory://elsewhere")?;
+    /// let exported = Snapshot::open_export(&file, None).await?;
+    /// exported.copy_to(&store, exported.id(), SaveOptions::default()).await?;
+    /// assert_eq!(store.list().await?[0].snapshot, "web-1");
+    /// # Ok(()) }
+    /// ```
     pub async fn export(
         &self,
         store: &Store,
@@ -242,41 +272,44 @@ impl Snapshot {
         read: PlannedRead,
         bytes: Bytes,
     ) -> Result<CopiedFrames> {
-        let object = self.pack_object(&self.directory().packs[read.pack as usize]);
         let key = self.key.clone();
+        let (all, range, numbers) = (chunks.clone(), read.range.clone(), read.chunks.clone());
+        let checked_bytes = bytes.clone();
         let (sender, receiver) = tokio::sync::oneshot::channel();
         store.pool().spawn_fifo(move || {
-            let check = || {
-                let (mut decoder, mut raw) = (Decoder::new(), Vec::new());
-                let mut copied = Vec::with_capacity(bytes.len());
-                for planned in &chunks[read.chunks.clone()] {
-                    let frame = planned.frame();
-                    let from = (frame.start - read.range.start) as usize;
-                    let encoded = &bytes[from..from + (frame.end - frame.start) as usize];
-                    frames::decode_checked(
-                        encoded,
-                        &planned.chunk,
-                        key.as_ref(),
-                        &mut decoder,
-                        &mut raw,
-                    )
-                    .map_err(|why| Error::damaged(frames::place(&object, frame.start), why))?;
-                    copied.extend_from_slice(encoded);
-                }
-                Ok(CopiedFrames {
-                    bytes: copied,
-                    chunks: read.chunks.clone(),
-                })
-            };
-            let _ = sender.send(check());
+            let (mut decoder, mut raw) = (Decoder::new(), Vec::new());
+            let wrong = numbers.filter(|number| {
+                let planned = &all[*number];
+                let encoded = &checked_bytes[within(&planned.frame(), &range)];
+                let chunk = &planned.chunk;
+                frames::decode_checked(encoded, chunk, key.as_ref(), &mut decoder, &mut raw)
+                    .is_err()
+            });
+            let _ = sender.send(wrong.collect::<Vec<usize>>());
         });
-        receiver.await.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::Store,
-                "a worker thread died while copying",
-            ))
+        let wrong = receiver
+            .await
+            .map_err(|_| Error::new(ErrorKind::Store, "a worker thread died while copying"))?;
+        let mut copied = Vec::with_capacity(bytes.len());
+        for number in read.chunks.clone() {
+            let planned = &chunks[number];
+            if wrong.binary_search(&number).is_ok() {
+                let frame = self.read_chunk(&planned.chunk, &mut Vec::new()).await?;
+                copied.extend_from_slice(&frame);
+            } else {
+                copied.extend_from_slice(&bytes[within(&planned.frame(), &read.range)]);
+            }
+        }
+        Ok(CopiedFrames {
+            bytes: copied,
+            chunks: read.chunks,
         })
     }
+}
+
+/// Where a frame stands in the bytes of a read.
+fn within(frame: &Range<u64>, read: &Range<u64>) -> Range<usize> {
+    (frame.start - read.start) as usize..(frame.end - read.start) as usize
 }
 
 fn plan_all(all: &[(SectionInfo, Vec<Segment>)]) -> Plan {

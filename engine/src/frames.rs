@@ -1,6 +1,24 @@
-//! Turning frames back into chunks that are known to be right.
+//! Turning frames back into chunks that are known to be right, and telling damage in the store from damage on the way.
+
+use std::future::Future;
 
 use podsnap_format::{ChunkId, Key, codec::Decoder, frame, manifest::Chunk};
+
+use crate::error::{ErrorKind, Result};
+
+/// Times that what does not check out is read again before it is called damaged.
+pub(crate) const REREADS: u32 = 3;
+
+/// Does again what met damage: a store may be whole and the way to it not.
+pub(crate) async fn reread<T, F: Future<Output = Result<T>>>(read: impl Fn() -> F) -> Result<T> {
+    for _ in 0..REREADS {
+        match read().await {
+            Err(e) if e.kind() == ErrorKind::Damaged => {}
+            done => return done,
+        }
+    }
+    read().await
+}
 
 /// How a frame's place is written in errors.
 pub(crate) fn place(object: &str, offset: u64) -> String {

@@ -3,6 +3,39 @@
 //! An image directory holds `checkpoint.img` (kernel state), and, unless it was compressed by gVisor itself, `pages_meta.img` and
 //! `pages.img` (memory). `checkpoint.img` begins with the magic "gVisorSF", a big-endian u64 length and as many bytes of
 //! JSON, a map of strings; everything behind that is opaque to us (pkg/state/statefile in google/gvisor).
+//!
+//! ```
+//! # use podsnap_engine as podsnap;
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let (image, restored) = (dir.path().join("image"), dir.path().join("restored"));
+//! # std::fs::create_dir(&image)?;
+//! # let description = br#"{"runsc_version":"release-1"}"#;
+//! # let checkpoint = [b"gVisorSF", &(description.len() as u64).to_be_bytes()[..], description, b"opaque"].concat();
+//! # std::fs::write(image.join("checkpoint.img"), checkpoint)?;
+//! # std::fs::write(image.join("pages_meta.img"), "meta")?;
+//! # std::fs::write(image.join("pages.img"), vec![7; 8192])?;
+//! use podsnap::{RestoreOptions, SaveOptions, Store, gvisor};
+//!
+//! let store = Store::open("memory://gvisor")?;
+//! let options = SaveOptions {
+//!     gvisor: gvisor::read_metadata(&image)?,
+//!     ..SaveOptions::default()
+//! };
+//! let mut writer = store.save(&"web-1".parse()?, options).await?;
+//! for section in gvisor::sections(&image)? {
+//!     writer.add(section).await?;
+//! }
+//! writer.finish().await?;
+//!
+//! // A directory for `runsc restore -image-path`.
+//! let snapshot = store.snapshot(&"web-1".parse()?).await?;
+//! snapshot.restore(&store, &restored, &RestoreOptions::default()).await?;
+//! assert!(gvisor::is_image(&restored));
+//! # assert_eq!(std::fs::read(restored.join("pages.img"))?, vec![7; 8192]);
+//! # Ok(()) }
+//! ```
 
 use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 

@@ -6,6 +6,7 @@ use podsnap_format::SnapshotId;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    Store,
     error::{Error, ErrorKind, Result},
     names,
     store::{Backend, Condition, ReadRange, Version},
@@ -20,7 +21,7 @@ const MAX_TRIES: u32 = 64;
 /// Longest wait between two tries, in milliseconds.
 const MAX_WAIT_MS: u64 = 500;
 
-/// What a head says.
+/// The newest snapshot of a group; [`Store::head`] finds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
     /// The newest snapshot.
@@ -33,6 +34,32 @@ pub struct Head {
 struct HeadRecord {
     snapshot: String,
     created_unix_ms: u64,
+}
+
+impl Store {
+    /// The newest snapshot of a group, or `None` if the group has none. Needs no right to list.
+    ///
+    /// ```
+    /// # use podsnap_engine as podsnap;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use podsnap::{SaveOptions, Store};
+    ///
+    /// let store = Store::open("memory://head")?;
+    /// assert_eq!(store.head("web").await?, None);
+    /// let options = SaveOptions {
+    ///     group: Some("web".to_owned()),
+    ///     ..SaveOptions::default()
+    /// };
+    /// store.save(&"web-1".parse()?, options).await?.finish().await?;
+    /// let head = store.head("web").await?.expect("there is one now");
+    /// let snapshot = store.snapshot(&head.snapshot).await?;
+    /// assert_eq!(snapshot.metadata().group.as_deref(), Some("web"));
+    /// # Ok(()) }
+    /// ```
+    pub async fn head(&self, group: &str) -> Result<Option<Head>> {
+        Ok(read(&**self.backend(), group).await?.map(|(head, _)| head))
+    }
 }
 
 /// Group names obey the rules of snapshot ids.

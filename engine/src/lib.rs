@@ -1,4 +1,5 @@
-//! Podsnap's engine: chunking, saving, restoring and verifying snapshots in a store.
+//! Podsnap's engine: chunking, saving, restoring and verifying snapshots in a store. The crate `podsnap` is this one under its public name,
+//! with a guide as its first page.
 //!
 //! The nouns, in the order in which one meets them: a [`Store`] is opened from a URL; a [`SnapshotWriter`] takes sections and
 //! commits them as one snapshot; a [`Snapshot`] is opened, inspected, verified and restored; a [`SectionReader`] reads any range
@@ -6,17 +7,17 @@
 //! store's own worker threads.
 
 mod base;
-pub mod catalog;
+mod catalog;
 pub mod chunking;
 mod coverage;
 pub mod diff;
 mod error;
-pub mod export;
+mod export;
 mod frames;
 pub mod gvisor;
-pub mod heads;
+mod heads;
 pub mod inspect;
-pub mod lease;
+mod lease;
 mod metadata;
 mod names;
 mod printable;
@@ -31,18 +32,49 @@ pub mod verify;
 
 use std::sync::{Arc, OnceLock};
 
+pub use catalog::{Listed, RemoveStats};
 pub use error::{Error, ErrorKind, Result};
+pub use export::ExportStats;
+pub use heads::Head;
 pub use metadata::Metadata;
 pub use podsnap_format as format;
-pub use podsnap_format::{Key, Role, Shape, SnapshotId};
+pub use podsnap_format::{Digest, Key, Role, SectionInfo, Shape, SnapshotId};
 pub use printable::{printable, printable_message};
 pub use progress::{Progress, ProgressSnapshot};
+pub use restore::{RestoreOptions, RestoreStats};
 pub use save::{Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotWriter};
 pub use snapshot::{SectionReader, Snapshot};
 pub use source::Input;
 pub use store::OpenOptions;
+pub use tokio_util::sync::CancellationToken;
+pub use verify::{VerifyOptions, VerifyReport};
 
 /// A place where snapshots are kept: a directory, memory, or a path in a bucket.
+///
+/// Opening one costs nothing, clones share everything, and any number of processes on any number of machines may use the same place
+/// at once: the only thing they share is what is in it.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path().join("snapshots");
+/// # let dir = dir.to_str().expect("a path that is UTF-8");
+/// use podsnap::{Input, NewSection, Role, SaveOptions, Store};
+///
+/// let store = Store::open(dir)?;
+/// let mut writer = store.save(&"first".parse()?, SaveOptions::default()).await?;
+/// writer.add(NewSection::blob(Role::Other, "note", Input::stream(&b"hello"[..], "a note"))).await?;
+/// writer.finish().await?;
+///
+/// // Another process, another day.
+/// let store = Store::open(dir)?;
+/// let mut hello = [0; 5];
+/// store.snapshot(&"first".parse()?).await?.reader(0).read_at(&mut hello, 0).await?;
+/// assert_eq!(&hello, b"hello");
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
 
@@ -70,6 +102,23 @@ impl Store {
     }
 
     /// Opens the store with options and, if its chunk ids are keyed, with its key.
+    ///
+    /// ```
+    /// # use podsnap_engine as podsnap;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use podsnap::{ErrorKind, Key, OpenOptions, SaveOptions, Store};
+    ///
+    /// # let thirty_two_secret_bytes = [7; 32];
+    /// let key = Key::new(thirty_two_secret_bytes);
+    /// let store = Store::open_with("memory://keyed", &OpenOptions::default(), Some(key))?;
+    /// store.save(&"secret".parse()?, SaveOptions::default()).await?.finish().await?;
+    ///
+    /// let without = Store::open("memory://keyed")?;
+    /// let refused = without.snapshot(&"secret".parse()?).await.unwrap_err();
+    /// assert_eq!(refused.kind(), ErrorKind::InvalidInput);
+    /// # Ok(()) }
+    /// ```
     pub fn open_with(url: &str, options: &OpenOptions, key: Option<Key>) -> Result<Self> {
         Ok(Self::from_backend(url, store::open(url, options)?, key))
     }
@@ -111,7 +160,8 @@ impl Store {
         })
     }
 
-    /// Starts a snapshot.
+    /// Starts a snapshot: takes its lease and opens its bases. Fails with [`ErrorKind::Conflict`] if the snapshot exists, or if somebody
+    /// is writing it.
     pub async fn save(
         &self,
         snapshot: &SnapshotId,
@@ -120,7 +170,7 @@ impl Store {
         SnapshotWriter::start(self, snapshot.clone(), options).await
     }
 
-    /// Opens a committed snapshot.
+    /// Opens a committed snapshot. One small read tells what it consists of; nothing else is read before it is asked for.
     pub async fn snapshot(&self, snapshot: &SnapshotId) -> Result<Snapshot> {
         Snapshot::open(self, snapshot).await
     }

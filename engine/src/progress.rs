@@ -18,6 +18,34 @@ struct Counters {
 }
 
 /// A handle on the counters of one operation; clones share them.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use podsnap::{ErrorKind, Input, NewSection, Role, SaveOptions, Store};
+///
+/// let options = SaveOptions::default();
+/// let (progress, cancel) = (options.progress.clone(), options.cancel.clone());
+/// let watcher = tokio::spawn(async move {
+///     loop {
+///         tokio::time::sleep(Duration::from_millis(100)).await;
+///         let now = progress.snapshot();
+///         println!("{} of {} bytes", now.saved_bytes(), now.total_bytes);
+///     }
+/// });
+/// let store = Store::open("memory://progress")?;
+/// let mut writer = store.save(&"web-1".parse()?, options).await?;
+/// writer.add(NewSection::blob(Role::Memory, "", Input::stream(&b"pages"[..], "pages"))).await?;
+///
+/// // Anybody who has a clone of the token can end it, at any time.
+/// cancel.cancel();
+/// assert_eq!(writer.finish().await.unwrap_err().kind(), ErrorKind::Interrupted);
+/// watcher.abort();
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Progress(Arc<Counters>);
 

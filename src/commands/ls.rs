@@ -1,6 +1,6 @@
 //! `podsnap ls`: what is in the store.
 
-use podsnap::{catalog::Listed, printable, printable_message};
+use podsnap::{Listed, printable, printable_message};
 
 use crate::{context::Context, exit::Failure, report};
 

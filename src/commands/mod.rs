@@ -1,6 +1,7 @@
 //! The commands, one file each: its arguments with their help, and what it does.
 
 mod completions;
+pub mod demo;
 mod diff;
 mod export;
 mod import;
@@ -26,6 +27,9 @@ pub enum Command {
     Rm(rm::Args),
     Export(export::Args),
     Import(import::Args),
+    Demo(demo::Args),
+    #[command(hide = true)]
+    DemoPod(demo::pod::Args),
     Completions(completions::Args),
 }
 
@@ -41,6 +45,8 @@ pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
         Command::Rm(args) => rm::run(args, context).await,
         Command::Export(args) => export::run(args, context).await,
         Command::Import(args) => import::run(args, context).await,
+        Command::Demo(args) => demo::run(args, context).await,
+        Command::DemoPod(args) => demo::pod::run(args),
         Command::Completions(args) => completions::run(args),
     }
 }

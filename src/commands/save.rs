@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, str::FromStr, time::Duration};
 
 use podsnap::{
-    Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotId,
+    Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotId, Store,
     chunking::{self, ChunkingParams},
     gvisor,
 };
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::Context,
@@ -126,38 +127,49 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     if args.sources.iter().filter(|s| s.is_stdin()).count() > 1 {
         return Err(Failure::usage("only one source can be standard input"));
     }
-    let (sections, gvisor) = open(args.sources, context).await?;
     let options = SaveOptions {
         bases: args.base,
         group: args.group,
         codec: args.codec,
         labels: args.label.into_iter().collect(),
-        gvisor,
         cancel: context.cancel.clone(),
         ..SaveOptions::default()
     };
     let bar = context.bar(Doing::Saving, &options.progress);
-    let mut writer = store.save(&args.snapshot, options).await?;
-    for section in sections {
-        let section = NewSection {
-            chunking: args.chunking.map(|c| c.0).or(section.chunking),
-            dtype: args.dtype.map(|d| d.0).or(section.dtype),
-            ..section
-        };
-        if let Err(e) = writer.add(section).await {
-            // The process ends too soon for a writer that is merely dropped to remove what it wrote.
-            let _ = writer.abort().await;
-            return Err(e.into());
-        }
-    }
-    let stats = writer.finish().await?;
+    let as_wanted = |section: NewSection| NewSection {
+        chunking: args.chunking.map(|c| c.0).or(section.chunking),
+        dtype: args.dtype.map(|d| d.0).or(section.dtype),
+        ..section
+    };
+    let stats = save(&store, &args.snapshot, args.sources, options, as_wanted).await?;
     drop(bar);
     context.report(&Report::of(&stats), || summary(&stats))?;
     Ok(0)
 }
 
+/// Opens all sources, and saves them as the sections of one snapshot; `adjust` has the last word on each.
+pub async fn save(
+    store: &Store,
+    snapshot: &SnapshotId,
+    sources: Vec<SourceArg>,
+    options: SaveOptions,
+    adjust: impl Fn(NewSection) -> NewSection,
+) -> Result<SaveStats, Failure> {
+    let (sections, gvisor) = open(sources, &options.cancel).await?;
+    let options = SaveOptions { gvisor, ..options };
+    let mut writer = store.save(snapshot, options).await?;
+    for section in sections {
+        if let Err(e) = writer.add(adjust(section)).await {
+            // The process ends too soon for a writer that is merely dropped to remove what it wrote.
+            let _ = writer.abort().await;
+            return Err(e.into());
+        }
+    }
+    Ok(writer.finish().await?)
+}
+
 /// Opens all sources, which may mean to scan directories. Nothing is in the store yet, so an interrupt waits for nothing.
-async fn open(sources: Vec<SourceArg>, context: &Context) -> Result<Sources, Failure> {
+async fn open(sources: Vec<SourceArg>, cancel: &CancellationToken) -> Result<Sources, Failure> {
     let opened = tokio::task::spawn_blocking(move || {
         let mut sections: Vec<NewSection> = Vec::new();
         let mut gvisor = BTreeMap::new();
@@ -181,7 +193,7 @@ async fn open(sources: Vec<SourceArg>, context: &Context) -> Result<Sources, Fai
         opened = opened => {
             opened.map_err(|_| Failure::other("the thread that opens the sources died"))?
         }
-        () = context.cancel.cancelled() => Err(Failure::interrupted()),
+        () = cancel.cancelled() => Err(Failure::interrupted()),
     }
 }
 

@@ -32,6 +32,31 @@ use crate::{
 };
 
 /// How a snapshot is inspected.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use podsnap::{Input, NewSection, Role, SaveOptions};
+/// # let store = podsnap::Store::open("memory://inspect")?;
+/// # let mut writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+/// # let numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+/// # for name in ["", "second"] {
+/// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+/// #     writer.add(NewSection::blob(Role::Memory, name, input)).await?;
+/// # }
+/// # writer.finish().await?;
+/// use podsnap::inspect::InspectOptions;
+///
+/// // A snapshot that has the same bytes in two sections.
+/// let snapshot = store.snapshot(&"web-1".parse()?).await?;
+/// let report = snapshot.inspect(&InspectOptions::default()).await?;
+/// assert_eq!(report.deduplicated_bytes, report.raw_bytes / 2);
+/// let longest = &report.duplicates[0];
+/// assert_eq!(longest.at.section, "memory:second");
+/// assert_eq!(longest.of.section, "memory");
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct InspectOptions {
     /// Most files, ranges and duplicates that are listed.

@@ -105,33 +105,44 @@ async fn decode(
     bytes: Bytes,
     sink: Sink,
 ) -> Result<()> {
-    let object = snapshot.pack_object(&snapshot.directory().packs[read.pack as usize]);
     let key = snapshot.key.clone();
     let (sender, receiver) = tokio::sync::oneshot::channel();
+    let (all, decoded_to) = (chunks.clone(), sink.clone());
     store.pool().spawn_fifo(move || {
-        let result = with_decoder(|decoder, raw| {
-            for planned in &chunks[read.chunks.clone()] {
+        let decoded = with_decoder(|decoder, raw| {
+            let mut wrong = Vec::new();
+            for number in read.chunks {
+                let planned = &all[number];
                 let frame = planned.frame();
                 let start = (frame.start - read.range.start) as usize;
                 let encoded = &bytes[start..start + (frame.end - frame.start) as usize];
                 match frames::decode_checked(encoded, &planned.chunk, key.as_ref(), decoder, raw) {
-                    Ok(()) => sink(planned, Ok(raw))?,
-                    Err(why) => sink(
-                        planned,
-                        Err(Error::damaged(frames::place(&object, frame.start), why)),
-                    )?,
+                    Ok(()) => decoded_to(planned, Ok(raw))?,
+                    Err(_) => wrong.push(number),
                 }
             }
-            Ok(())
+            Ok(wrong)
         });
-        let _ = sender.send(result);
+        let _ = sender.send(decoded);
     });
-    receiver.await.unwrap_or_else(|_| {
+    let wrong = receiver.await.unwrap_or_else(|_| {
         Err(Error::new(
             ErrorKind::Target,
             "a worker thread died while decoding or writing to the target",
         ))
-    })
+    })?;
+    for number in wrong {
+        let planned = &chunks[number];
+        let mut raw = Vec::new();
+        match snapshot.read_chunk(&planned.chunk, &mut raw).await {
+            Ok(_) => sink(planned, Ok(&raw))?,
+            Err(e) if matches!(e.kind(), ErrorKind::Damaged | ErrorKind::Missing) => {
+                sink(planned, Err(e))?
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// Runs `work` with this thread's decoder and a buffer for one chunk.

@@ -34,7 +34,36 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// How a snapshot is restored.
+/// How a snapshot is restored. The default restores everything, and fails at the first damage.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use podsnap::{Input, NewSection, Role, SaveOptions};
+/// # let store = podsnap::Store::open("memory://restore")?;
+/// # let mut writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+/// # let numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+/// # for name in ["", "second"] {
+/// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+/// #     writer.add(NewSection::blob(Role::Memory, name, input)).await?;
+/// # }
+/// # writer.finish().await?;
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let dir = dir.path().join("restored");
+/// use podsnap::RestoreOptions;
+///
+/// let snapshot = store.snapshot(&"web-1".parse()?).await?;
+/// let options = RestoreOptions {
+///     sections: vec![snapshot.find_section(Role::Memory, "second")?],
+///     ..RestoreOptions::default()
+/// };
+/// let stats = snapshot.restore(&store, &dir, &options).await?;
+/// assert_eq!(stats.raw_bytes, std::fs::metadata(dir.join("memory.second"))?.len());
+/// assert!(stats.warnings.is_empty());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct RestoreOptions {
     /// Numbers of the sections to restore; all if empty.
@@ -43,7 +72,7 @@ pub struct RestoreOptions {
     pub salvage: bool,
     /// Whether an owner, device or attribute that cannot be restored is an error instead of a warning.
     pub strict: bool,
-    /// Ends the restore with [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) when it is cancelled.
+    /// Ends the restore with [`ErrorKind::Interrupted`](crate::ErrorKind) when it is cancelled.
     pub cancel: CancellationToken,
     /// Where the restore counts what it does.
     pub progress: Progress,
@@ -119,7 +148,7 @@ impl Snapshot {
         Ok(stats)
     }
 
-    /// Restores sections into targets of the caller's: device memory, a mapping.
+    /// Restores sections, given by their numbers, into targets of the caller's: device memory, a mapping. See [`Target`] for an example.
     pub async fn restore_to(
         &self,
         store: &Store,

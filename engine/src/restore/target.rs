@@ -15,6 +15,42 @@ use crate::{
 };
 
 /// Takes the bytes of a section, in any order, from several threads. Ranges that are never written read as zeros.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use podsnap::{Input, NewSection, Role, SaveOptions};
+/// # let store = podsnap::Store::open("memory://target")?;
+/// # let mut writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+/// # let numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+/// # for name in ["", "second"] {
+/// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+/// #     writer.add(NewSection::blob(Role::Memory, name, input)).await?;
+/// # }
+/// # writer.finish().await?;
+///
+/// use std::sync::{Arc, Mutex};
+///
+/// use podsnap::{RestoreOptions, restore::Target};
+///
+/// /// Where a new guest will find its memory.
+/// struct Guest(Mutex<Vec<u8>>);
+///
+/// impl Target for Guest {
+///     fn write_at(&self, bytes: &[u8], offset: u64) -> podsnap::Result<()> {
+///         let mut memory = self.0.lock().expect("no panic while held");
+///         memory[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+///         Ok(())
+///     }
+/// }
+///
+/// let snapshot = store.snapshot(&"web-1".parse()?).await?;
+/// let guest = Arc::new(Guest(Mutex::new(vec![0; snapshot.sections()[0].length as usize])));
+/// snapshot.restore_to(&store, vec![(0, guest.clone())], &RestoreOptions::default()).await?;
+/// # assert_eq!(*guest.0.lock().unwrap(), numbers);
+/// # Ok(()) }
+/// ```
 pub trait Target: Send + Sync {
     /// Writes `bytes` at `offset` of the section.
     fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()>;

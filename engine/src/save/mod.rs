@@ -56,6 +56,20 @@ use crate::{
 };
 
 /// How a snapshot is saved. The default deduplicates against the group's head, if there is a group.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// use podsnap::{Policy, SaveOptions};
+///
+/// let options = SaveOptions {
+///     group: Some("web".to_owned()),
+///     codec: Policy::Zstd(3),
+///     labels: [("pod".to_owned(), "web-7d9f".to_owned())].into(),
+///     ..SaveOptions::default()
+/// };
+/// let (progress, cancel) = (options.progress.clone(), options.cancel.clone());
+/// # drop((progress, cancel));
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct SaveOptions {
     /// Snapshots to deduplicate against; if empty, the head of `group`.
@@ -75,6 +89,25 @@ pub struct SaveOptions {
 }
 
 /// A section to be saved.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # fn main() -> podsnap::Result<()> {
+/// # let dir = tempfile::tempdir().expect("a directory");
+/// # let (ram, upper) = (dir.path().join("ram.bin"), dir.path().join("upper"));
+/// # std::fs::write(&ram, "memory").expect("a file");
+/// # std::fs::create_dir(&upper).expect("a directory");
+/// use podsnap::{Dtype, Input, NewSection, Role};
+///
+/// let memory = NewSection::blob(Role::Memory, "", Input::file(&ram)?);
+/// let rootfs = NewSection::directory(Role::Rootfs, "", &upper)?;
+/// let weights = NewSection {
+///     dtype: Some(Dtype::Bf16), // tells the codec; needs not be known
+///     ..NewSection::blob(Role::Gpu, "0", Input::stream(std::io::empty(), "device 0"))
+/// };
+/// # let _ = (memory, rootfs, weights);
+/// # Ok(()) }
+/// ```
 pub struct NewSection {
     /// What it is to the pod.
     pub role: Role,
@@ -189,7 +222,31 @@ impl SaveStats {
     }
 }
 
-/// A snapshot being written. Call [`SnapshotWriter::finish`] to commit or [`SnapshotWriter::abort`] to leave nothing behind.
+/// A snapshot being written; [`Store::save`] begins one. Call [`SnapshotWriter::finish`] to commit or [`SnapshotWriter::abort`] to leave
+/// nothing behind.
+///
+/// Sections are taken in one after another, each in parallel. Nobody sees the snapshot before it is finished.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use podsnap::{ErrorKind, Input, NewSection, Role, SaveOptions, Store};
+///
+/// let store = Store::open("memory://writer")?;
+/// let id = "web-1".parse()?;
+/// let mut writer = store.save(&id, SaveOptions::default()).await?;
+/// writer.add(NewSection::blob(Role::Kernel, "", Input::stream(&b"threads"[..], "kernel"))).await?;
+/// writer.abort().await?; // as if it had never been
+/// assert_eq!(store.snapshot(&id).await.unwrap_err().kind(), ErrorKind::NotFound);
+///
+/// let mut writer = store.save(&id, SaveOptions::default()).await?;
+/// writer.add(NewSection::blob(Role::Kernel, "", Input::stream(&b"threads"[..], "kernel"))).await?;
+/// let stats = writer.finish().await?;
+/// assert_eq!(stats.raw_bytes, 7);
+/// assert_eq!(store.snapshot(&id).await?.digest().to_string(), stats.digest);
+/// # Ok(()) }
+/// ```
 pub struct SnapshotWriter {
     store: Store,
     header: Header,

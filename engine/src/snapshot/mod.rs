@@ -9,8 +9,9 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use podsnap_format::{
-    Digest, FOOTER_LEN, Footer, Key, Kind, Role, SnapshotId,
-    manifest::{Directory, PackInfo, SectionInfo, Segment},
+    Digest, FOOTER_LEN, FRAME_HEADER_LEN, Footer, Key, Kind, Role, SnapshotId,
+    codec::Decoder,
+    manifest::{Chunk, Directory, PackInfo, SectionInfo, Segment},
 };
 
 pub use reader::SectionReader;
@@ -18,6 +19,7 @@ pub use reader::SectionReader;
 use crate::{
     Store,
     error::{Error, ErrorKind, Result},
+    frames,
     metadata::Metadata,
     names,
     store::{Backend, LocalBackend, ReadBytes, ReadRange, Version},
@@ -33,7 +35,32 @@ const MAP_READ_LEN: u64 = 8 << 20;
 /// A directory longer than this, in bytes, is refused: no real one comes near it.
 const MAX_DIRECTORY_LEN: u64 = 256 << 20;
 
-/// A snapshot, open for reading.
+/// A committed snapshot, open for reading; [`Store::snapshot`] opens one, [`Snapshot::open_export`] one in a file. It never changes. Clones are cheap.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use podsnap::{Input, NewSection, Role, SaveOptions};
+/// # let store = podsnap::Store::open("memory://snapshot")?;
+/// # let mut writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+/// # let numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+/// # for name in ["", "second"] {
+/// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+/// #     writer.add(NewSection::blob(Role::Memory, name, input)).await?;
+/// # }
+/// # writer.finish().await?;
+///
+/// let snapshot = store.snapshot(&"web-1".parse()?).await?;
+/// for section in snapshot.sections() {
+///     println!("{}: {} bytes", section.title(), section.length);
+/// }
+/// println!("written by {}", snapshot.metadata().writer);
+///
+/// let report = snapshot.verify(&store, &podsnap::VerifyOptions::default()).await?;
+/// assert!(report.is_sound(), "{:?}", report.damage);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub(crate) backend: Arc<dyn Backend>,
@@ -98,13 +125,15 @@ impl Snapshot {
     /// Opens a snapshot of the store.
     pub(crate) async fn open(store: &Store, id: &SnapshotId) -> Result<Self> {
         let object = names::object(id, names::MANIFEST);
-        let opened = Self::open_object(
-            store.backend().clone(),
-            object,
-            Kind::Manifest,
-            store.key().cloned(),
-        )
-        .await;
+        let open = || {
+            Self::open_object(
+                store.backend().clone(),
+                object.clone(),
+                Kind::Manifest,
+                store.key().cloned(),
+            )
+        };
+        let opened = frames::reread(open).await;
         let snapshot = opened.map_err(|e| match e.kind() {
             ErrorKind::NotFound => Error::new(
                 ErrorKind::NotFound,
@@ -121,7 +150,8 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Opens an exported snapshot in a local file.
+    /// Opens an exported snapshot in a local file, which [`export`](Snapshot::export) wrote. It needs no store of its own; where methods ask for one, any
+    /// will do: they only use its threads.
     pub async fn open_export(path: impl AsRef<std::path::Path>, key: Option<Key>) -> Result<Self> {
         let path = std::path::absolute(path.as_ref())
             .map_err(|e| Error::source(path.as_ref().display(), e))?;
@@ -202,7 +232,8 @@ impl Snapshot {
         self.directory.digest
     }
 
-    /// An error unless the snapshot has this digest, given as hex.
+    /// An error unless the snapshot has this digest, given as hex. Whoever keeps [`SaveStats::digest`](crate::SaveStats::digest) in another place than the
+    /// store notices by it if anything in the store was replaced.
     pub fn demand_digest(&self, expected: &str) -> Result<()> {
         let found = self.digest().to_string();
         if found.eq_ignore_ascii_case(expected) {
@@ -297,6 +328,29 @@ impl Snapshot {
         }
     }
 
+    /// Reads one chunk into `raw`; returns its frame. One that does not check out is read again: if the same bytes come twice, the
+    /// store has them so.
+    pub(crate) async fn read_chunk(&self, chunk: &Chunk, raw: &mut Vec<u8>) -> Result<Bytes> {
+        let start = chunk.location.offset;
+        let end = start + FRAME_HEADER_LEN as u64 + u64::from(chunk.location.encoded_len);
+        let mut decoder = Decoder::new();
+        let mut before = None;
+        for reread in 0.. {
+            let bytes = self.read_pack(chunk.location.pack, start..end).await?;
+            let why =
+                match frames::decode_checked(&bytes, chunk, self.key.as_ref(), &mut decoder, raw) {
+                    Ok(()) => return Ok(bytes),
+                    Err(why) => why,
+                };
+            if before.as_ref() == Some(&bytes) || reread == frames::REREADS {
+                let object = self.pack_object(&self.directory.packs[chunk.location.pack as usize]);
+                return Err(Error::damaged(frames::place(&object, start), why));
+            }
+            before = Some(bytes);
+        }
+        unreachable!("the loop ends by returning")
+    }
+
     /// The version to read a pack at, if the store gave one.
     fn pack_version(&self, pack: &PackInfo) -> Option<Version> {
         match (pack.name.is_empty(), pack.version.is_empty()) {
@@ -309,10 +363,12 @@ impl Snapshot {
     /// One segment of a section's extent map.
     pub(crate) async fn load_segment(&self, section: usize, segment: usize) -> Result<Segment> {
         let info = &self.sections()[section].segments[segment];
-        let bytes = self
-            .read_object(info.object_offset..info.object_offset + info.object_len)
-            .await?;
-        self.parse_segment(section, segment, &bytes)
+        let range = info.object_offset..info.object_offset + info.object_len;
+        frames::reread(|| async {
+            let bytes = self.read_object(range.clone()).await?;
+            self.parse_segment(section, segment, &bytes)
+        })
+        .await
     }
 
     /// All segments of a section's extent map, in a few large reads.
@@ -340,7 +396,10 @@ impl Snapshot {
             for (number, info) in infos.iter().enumerate().skip(first).take(count) {
                 let bytes =
                     &read[(info.object_offset - start) as usize..][..info.object_len as usize];
-                segments.push(self.parse_segment(section, number, bytes));
+                segments.push(match self.parse_segment(section, number, bytes) {
+                    Err(_) => self.load_segment(section, number).await,
+                    parsed => parsed,
+                });
             }
         }
         Ok(segments)

@@ -5,20 +5,36 @@
 
 use std::sync::Arc;
 
-use podsnap_format::{
-    FRAME_HEADER_LEN,
-    codec::Decoder,
-    manifest::{Extent, Segment},
-};
+use podsnap_format::manifest::{Chunk, Extent, Segment};
 use tokio::sync::Mutex;
 
 use super::Snapshot;
-use crate::{
-    error::{Error, Result},
-    frames,
-};
+use crate::error::{Error, Result};
 
-/// Reads ranges of one section.
+/// Reads ranges of one section; [`Snapshot::reader`] makes one. Only what a range touches is fetched, and it is checked before it is handed out.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use podsnap::{Input, NewSection, Role, SaveOptions};
+/// # let store = podsnap::Store::open("memory://reader")?;
+/// # let mut writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+/// # let numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+/// # for name in ["", "second"] {
+/// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+/// #     writer.add(NewSection::blob(Role::Memory, name, input)).await?;
+/// # }
+/// # writer.finish().await?;
+///
+/// let snapshot = store.snapshot(&"web-1".parse()?).await?;
+/// let section = snapshot.find_section(Role::Memory, "")?;
+/// let reader = snapshot.reader(section);
+/// let mut number = [0; 4];
+/// reader.read_at(&mut number, 4 * 1234).await?;
+/// assert_eq!(u32::from_le_bytes(number), 1234);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct SectionReader {
     snapshot: Snapshot,
@@ -60,7 +76,6 @@ impl SectionReader {
                 ))
             })?;
         let mut at = offset;
-        let mut decoder = Decoder::new();
         while at < end {
             let (start, map) = self.map_at(at).await?;
             let mut extent_start = start;
@@ -73,7 +88,7 @@ impl SectionReader {
                         Extent::Zero { .. } => target.fill(0),
                         Extent::Chunk { chunk, start, .. } => {
                             let skip = *start as usize + (from - extent_start) as usize;
-                            let bytes = self.chunk(&map, *chunk, &mut decoder).await?;
+                            let bytes = self.chunk(&map.chunks[*chunk as usize]).await?;
                             target.copy_from_slice(&bytes[skip..skip + target.len()]);
                         }
                     }
@@ -99,20 +114,9 @@ impl SectionReader {
         Ok((start, map))
     }
 
-    async fn chunk(&self, map: &Segment, number: u32, decoder: &mut Decoder) -> Result<Vec<u8>> {
-        let chunk = &map.chunks[number as usize];
-        let pack = chunk.location.pack;
-        let start = chunk.location.offset;
-        let end = start + FRAME_HEADER_LEN as u64 + u64::from(chunk.location.encoded_len);
-        let bytes = self.snapshot.read_pack(pack, start..end).await?;
+    async fn chunk(&self, chunk: &Chunk) -> Result<Vec<u8>> {
         let mut raw = Vec::new();
-        frames::decode_checked(&bytes, chunk, self.snapshot.key.as_ref(), decoder, &mut raw)
-            .map_err(|why| {
-                let object = self
-                    .snapshot
-                    .pack_object(&self.snapshot.directory().packs[pack as usize]);
-                Error::damaged(frames::place(&object, start), why)
-            })?;
+        self.snapshot.read_chunk(chunk, &mut raw).await?;
         Ok(raw)
     }
 }

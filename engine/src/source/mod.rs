@@ -21,6 +21,35 @@ pub use process::ProcessMemory;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes that can be read at any offset, by several threads.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// use std::sync::Arc;
+///
+/// use podsnap::{Input, NewSection, Result, Role, source::Source};
+///
+/// /// The memory of a guest that is paused.
+/// struct Guest(Vec<u8>);
+///
+/// impl Source for Guest {
+///     fn len(&self) -> u64 {
+///         self.0.len() as u64
+///     }
+///
+///     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+///         buf.copy_from_slice(&self.0[offset as usize..][..buf.len()]);
+///         Ok(())
+///     }
+///
+///     fn check_unchanged(&self) -> Result<()> {
+///         Ok(()) // this one cannot change
+///     }
+/// }
+///
+/// let guest = Guest(vec![7; 1 << 20]);
+/// let section = NewSection::blob(Role::Memory, "", Input::Source(Arc::new(guest)));
+/// # drop(section);
+/// ```
 pub trait Source: Send + Sync {
     /// Length in bytes.
     fn len(&self) -> u64;

@@ -2,7 +2,7 @@
 //!
 //! Three codecs: raw, one zstd frame, and byte planes, which suit numbers: the planes of a model's weights that hold exponents
 //! shrink to a third, while those that hold mantissas are noise and stay as they are. An [`Encoder`] chooses for every chunk on its
-//! own, from a sample ([`estimate`]); its choice depends on the chunk, the policy and the hint, never on what came before.
+//! own, from a sample (`estimate`); its choice depends on the chunk, the policy and the hint, never on what came before.
 //! A [`Decoder`] trusts nothing it is given. Frames, their checksums and chunk ids are not this module's business.
 
 mod decode;

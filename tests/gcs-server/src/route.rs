@@ -44,7 +44,9 @@ impl Route {
         let json = |route: Result<Self>| route.map_err(|e| (Dialect::Json, e));
         match first {
             "token" | "oauth2" => Ok(Self::bare(Operation::Token)),
-            "computeMetadata" | "" if headers.contains_key("metadata-flavor") || first != "" => {
+            "computeMetadata" | ""
+                if headers.contains_key("metadata-flavor") || !first.is_empty() =>
+            {
                 Ok(Self::bare(Operation::MetadataServer))
             }
             "upload" | "resumable" => json(upload(method, path, query)),

@@ -176,8 +176,7 @@ impl Answer {
     }
 
     fn crc32c(&self) -> Option<u32> {
-        let bytes = BASE64.decode(self.json["crc32c"].as_str()?).ok()?;
-        Some(u32::from_be_bytes(bytes.try_into().ok()?))
+        decode_crc32c(self.json["crc32c"].as_str()?)
     }
 
     /// The object that the answer describes, if it is this one.
@@ -231,9 +230,11 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn open(bucket: &str, options: &GcsOptions) -> Result<Self> {
-        let emulator = std::env::var("STORAGE_EMULATOR_HOST")
-            .ok()
-            .filter(|host| !host.is_empty());
+        let emulator = options.endpoint.clone().or_else(|| {
+            std::env::var("STORAGE_EMULATOR_HOST")
+                .ok()
+                .filter(|host| !host.is_empty())
+        });
         let base = match &emulator {
             Some(host) if host.contains("://") => host.trim_end_matches('/').to_owned(),
             Some(host) => format!("http://{host}"),
@@ -688,6 +689,12 @@ impl Client {
             }
         }
     }
+}
+
+/// A CRC-32C as Google writes it: big-endian, in base64.
+pub(super) fn decode_crc32c(text: &str) -> Option<u32> {
+    let bytes = BASE64.decode(text).ok()?;
+    Some(u32::from_be_bytes(bytes.try_into().ok()?))
 }
 
 /// Errors that say how things stand, and so may be the work of an earlier try.

@@ -7,7 +7,7 @@ use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::client::{Client, Failure, Request, Response, object_length};
+use super::client::{Client, Failure, Request, Response, decode_crc32c, object_length};
 use crate::{
     error::{Error, ErrorKind, Result},
     store::{ReadRange, too_short},
@@ -34,7 +34,12 @@ struct Partial {
     object_len: u64,
     generation: u64,
     bytes: BytesMut,
+    /// Of the whole object, if all of it is read and the store says.
+    crc32c: Option<u32>,
 }
+
+/// Times that an object whose checksum is wrong is read again.
+const MAX_REREADS: u32 = 4;
 
 /// Reads a range, of that generation if one is given.
 pub(super) async fn read(
@@ -61,17 +66,26 @@ pub(super) async fn read(
     let mut partial = None;
     loop {
         let before = received(&partial);
-        let failed = match attempt(client, object, range, generation, &mut partial).await {
-            Ok(()) => {
-                let done = partial.expect("an attempt that ends well has read everything");
-                return Ok(Downloaded {
-                    bytes: done.bytes.freeze(),
-                    offset: done.range.start,
-                    object_len: done.object_len,
-                    generation: done.generation,
-                });
+        let attempted = attempt(client, object, range, generation, &mut partial).await;
+        let failed = match (attempted, partial.take()) {
+            (Ok(()), Some(done)) => match wrong_checksum(client, object, &done) {
+                None => {
+                    return Ok(Downloaded {
+                        bytes: done.bytes.freeze(),
+                        offset: done.range.start,
+                        object_len: done.object_len,
+                        generation: done.generation,
+                    });
+                }
+                // Nothing of it can be used.
+                Some(error) if tries.count() > MAX_REREADS => Failure::Final(error),
+                Some(error) => Failure::Passing(error, None),
+            },
+            (Ok(()), None) => unreachable!("an attempt that ends well has read everything"),
+            (Err(failed), so_far) => {
+                partial = so_far;
+                failed
             }
-            Err(failed) => failed,
         };
         let (error, asked_for) = match failed {
             Failure::Final(e) if client.may_refresh(&e, &mut refreshed).await => continue,
@@ -79,7 +93,7 @@ pub(super) async fn read(
             Failure::Passing(e, asked_for) => (e, asked_for),
         };
         tracing::debug!(%error, tries = tries.count(), "a download failed");
-        if received(&partial) - before >= PROGRESS {
+        if received(&partial) >= before + PROGRESS {
             tries.progressed();
             client.counters.resumed.fetch_add(1, Relaxed);
         } else if tries.another(asked_for).await {
@@ -88,6 +102,17 @@ pub(super) async fn read(
             return Err(error.hint(format!("given up after {} tries", tries.count())));
         }
     }
+}
+
+/// The error for an object that came whole but not as it is stored.
+fn wrong_checksum(client: &Client, object: &str, done: &Partial) -> Option<Error> {
+    let (expected, found) = (done.crc32c?, crc32c::crc32c(&done.bytes));
+    (expected != found).then(|| {
+        Error::damaged(
+            client.place(object),
+            format!("its CRC-32C is {found:08x}, the store says {expected:08x}"),
+        )
+    })
 }
 
 fn received(partial: &Option<Partial>) -> usize {
@@ -154,7 +179,9 @@ async fn attempt(
                     offered.object_len.saturating_sub(*len)..offered.object_len
                 }
             };
+            let whole = range == (0..offered.object_len);
             partial.insert(Partial {
+                crc32c: offered.crc32c.filter(|_| whole),
                 bytes: BytesMut::with_capacity((range.end - range.start) as usize),
                 range,
                 object_len: offered.object_len,
@@ -179,6 +206,7 @@ struct Offered {
     range: Range<u64>,
     object_len: u64,
     generation: Option<u64>,
+    crc32c: Option<u32>,
 }
 
 fn offered(response: &Response) -> Result<Offered, String> {
@@ -195,6 +223,7 @@ fn offered(response: &Response) -> Result<Offered, String> {
             range,
             object_len,
             generation,
+            crc32c: stored_crc32c(headers),
         });
     }
     // The whole object, because all of it was asked for.
@@ -203,7 +232,17 @@ fn offered(response: &Response) -> Result<Offered, String> {
         range: 0..object_len,
         object_len,
         generation,
+        crc32c: stored_crc32c(headers),
     })
+}
+
+/// The whole object's CRC-32C, from `x-goog-hash: crc32c=BASE64,md5=...`.
+fn stored_crc32c(headers: &HeaderMap) -> Option<u32> {
+    let values = headers.get_all("x-goog-hash").iter();
+    let mut hashes = values
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','));
+    decode_crc32c(hashes.find_map(|hash| hash.trim().strip_prefix("crc32c="))?)
 }
 
 /// The range of `bytes FIRST-LAST/LENGTH`.

@@ -53,6 +53,8 @@ pub struct GcsOptions {
     pub retry: RetryPolicy,
     /// A bearer token of the caller's; else credentials are looked for (see [`Store::open`](crate::Store::open)).
     pub bearer_token: Option<String>,
+    /// Where the bucket is asked for, as `http://HOST:PORT`, instead of at Google's; by default what STORAGE_EMULATOR_HOST names.
+    pub endpoint: Option<String>,
 }
 
 impl Default for GcsOptions {
@@ -64,6 +66,7 @@ impl Default for GcsOptions {
             reads_at_once: 24,
             retry: RetryPolicy::default(),
             bearer_token: None,
+            endpoint: None,
         }
     }
 }

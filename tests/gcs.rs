@@ -1,0 +1,399 @@
+//! Snapshots in a bucket of Google Cloud Storage: everything an agent does, with an agent's rights, on a server that enforces them.
+
+mod support;
+
+use std::time::Duration;
+
+use podsnap::{
+    ErrorKind, NewSection, OpenOptions, Role, SaveOptions, Snapshot, Store,
+    store::{GcsOptions, gcs::RetryPolicy},
+};
+use podsnap_gcs_server::{
+    AGENT_TOKEN, Config, Fault, FaultKind, GcsServer, OWNER_TOKEN, Operation,
+};
+use support::*;
+use tokio_util::sync::CancellationToken;
+
+const BUCKET: &str = "snapshots";
+
+/// A hierarchical bucket with an agent that may write below `tenant/` only.
+fn server() -> GcsServer {
+    let config = Config::tenant(BUCKET, "tenant/");
+    GcsServer::start(config).expect("a server on loopback")
+}
+
+/// Parts of a megabyte, so that a few megabytes are composed of many, and little patience.
+fn options(server: &GcsServer, token: &str) -> GcsOptions {
+    GcsOptions {
+        part_len: 1 << 20,
+        parts_at_once: 4,
+        read_len: 1 << 20,
+        retry: RetryPolicy {
+            give_up_after: Duration::from_secs(30),
+            answer_timeout: Duration::from_secs(2),
+            stall_timeout: Duration::from_millis(300),
+            first_backoff: Duration::from_millis(20),
+            longest_backoff: Duration::from_secs(1),
+        },
+        bearer_token: Some(token.into()),
+        endpoint: Some(server.url()),
+        ..GcsOptions::default()
+    }
+}
+
+fn open_as(server: &GcsServer, token: &str) -> Store {
+    let options = OpenOptions {
+        gcs: options(server, token),
+        ..OpenOptions::default()
+    };
+    Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).expect("a store")
+}
+
+fn agent(server: &GcsServer) -> Store {
+    open_as(server, AGENT_TOKEN)
+}
+
+/// Names of the objects in the bucket, without what all of them begin with.
+fn objects(server: &GcsServer) -> Vec<String> {
+    let all = server.objects(BUCKET);
+    all.iter()
+        .map(|o| {
+            o.name
+                .strip_prefix("tenant/store/")
+                .expect("below the store")
+                .to_owned()
+        })
+        .collect()
+}
+
+fn is_part(name: &str) -> bool {
+    name.ends_with(".part")
+}
+
+/// What an agent's rights suffice for.
+const AGENTS_OPERATIONS: [Operation; 6] = [
+    Operation::InsertMultipart,
+    Operation::GetMetadata,
+    Operation::GetMedia,
+    Operation::Delete,
+    Operation::Compose,
+    Operation::BucketGet,
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_needs_no_more_than_its_four_permissions() {
+    let server = server();
+    server.configure(|c| c.rules.mutations_per_second = 0.0);
+    let store = agent(&server);
+    let first = [noise(1, 5 << 20), text(2, 1 << 20), vec![0; 1 << 20]].concat();
+    let second = [&first[..2 << 20], &noise(3, 3 << 20), &first[2 << 20..]].concat();
+    let group = |cancel: CancellationToken| SaveOptions {
+        group: Some("g".into()),
+        cancel,
+        ..SaveOptions::default()
+    };
+    let stats = save(
+        &store,
+        "a",
+        vec![blob("x", &first)],
+        group(CancellationToken::new()),
+    )
+    .await
+    .unwrap();
+    assert!(stats.pack_bytes > 5 << 20);
+    let on_head = save(
+        &store,
+        "b",
+        vec![blob("x", &second)],
+        group(CancellationToken::new()),
+    )
+    .await
+    .unwrap();
+    assert_eq!(on_head.bases, ["a"]);
+    assert!(on_head.new_bytes < 4 << 20, "{on_head:?}");
+    for (name, bytes) in [("a", &first), ("b", &second)] {
+        assert_bytes(&restored(&store, name).await[0], bytes, name);
+        assert_sound(&store, name).await;
+    }
+    let composed = server.objects(BUCKET);
+    let packs = composed.iter().filter(|o| o.name.contains("/pack-"));
+    assert!(packs.clone().count() == 2 && packs.clone().all(|o| o.components > Some(2)));
+
+    // A save that is given up leaves nothing.
+    let before = objects(&server);
+    let mut writer = store.save(&id("c"), SaveOptions::default()).await.unwrap();
+    writer.add(blob("x", &noise(4, 6 << 20))).await.unwrap();
+    writer.abort().await.unwrap();
+    assert_eq!(objects(&server), before);
+    assert!(!before.iter().any(|name| is_part(name)), "{before:?}");
+
+    server.log().assert_only(&AGENTS_OPERATIONS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_depends_on_the_buckets_own_settings_being_readable() {
+    let server = server();
+    server.configure(|c| {
+        c.rules.missing_without_list = 404;
+        c.revoke(
+            podsnap_gcs_server::AGENT,
+            podsnap_gcs_server::Permission::BucketsGet,
+        );
+    });
+    let store = agent(&server);
+    let bytes = noise(5, 3 << 20);
+    save_one(&store, "a", &bytes, SaveOptions::default()).await;
+    assert_bytes(&restored(&store, "a").await[0], &bytes, "a");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_save_left_is_removed_by_the_next_without_a_listing() {
+    let server = server();
+    server.configure(|c| c.rules.mutations_per_second = 0.0);
+    let store = agent(&server);
+    // A store that refuses composes leaves the parts of a save whose process is gone.
+    let owner = open_as(&server, OWNER_TOKEN);
+    let bytes = noise(6, 7 << 20);
+    save_one(&owner, "a", &bytes, SaveOptions::default()).await;
+    let manifest = server
+        .objects(BUCKET)
+        .into_iter()
+        .find(|o| o.name.ends_with("/manifest"))
+        .unwrap();
+    let pack = server
+        .objects(BUCKET)
+        .into_iter()
+        .find(|o| o.name.contains("/pack-"))
+        .unwrap();
+    let attempt = pack
+        .name
+        .split("pack-")
+        .nth(1)
+        .unwrap()
+        .split('-')
+        .next()
+        .unwrap()
+        .to_owned();
+    server.remove(BUCKET, &manifest.name);
+    for part in [1, 2, 5] {
+        server.put(
+            BUCKET,
+            &format!("tenant/store/a/pack-{attempt}-1.{part}.part"),
+            b"a part",
+        );
+    }
+    let lease = format!(r#"{{"attempt":"{attempt}","expires_unix_ms":1}}"#);
+    server.put(BUCKET, "tenant/store/a/lease", lease.as_bytes());
+    server.clear_log();
+    save_one(&store, "a", &bytes, SaveOptions::default()).await;
+    let left = objects(&server);
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(!left.iter().any(|name| name.contains(&attempt)), "{left:?}");
+    server.log().assert_only(&AGENTS_OPERATIONS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packs_of_more_parts_than_one_compose_takes_are_joined_twice() {
+    let server = server();
+    server.configure(|c| c.rules.mutations_per_second = 0.0);
+    let gcs = GcsOptions {
+        part_len: 64 << 10,
+        ..options(&server, AGENT_TOKEN)
+    };
+    let options = OpenOptions {
+        gcs,
+        ..OpenOptions::default()
+    };
+    let store = Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).unwrap();
+    // One batch of a megabyte does not fit beside what is in the pack already.
+    let bytes = noise(7, 5 << 20);
+    save_one(&store, "a", &bytes, SaveOptions::default()).await;
+    assert_bytes(&restored(&store, "a").await[0], &bytes, "a");
+    assert!(
+        !objects(&server).iter().any(|name| is_part(name)),
+        "{:?}",
+        objects(&server)
+    );
+    let packs = server.objects(BUCKET);
+    let most = packs.iter().filter_map(|o| o.components).max();
+    assert!(most > Some(32), "{most:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_fault_is_survived() {
+    let (rounds, sections) = if std::env::var_os("PODSNAP_LONG_TESTS").is_some() {
+        (100, 3 << 20)
+    } else {
+        (12, 3 << 20)
+    };
+    let server = server();
+    server.configure(|c| {
+        c.rules.mutations_per_second = 0.0;
+        c.bucket(BUCKET).soft_delete_s = 604_800;
+    });
+    let kinds = [
+        FaultKind::Status {
+            status: 429,
+            retry_after_s: None,
+        },
+        FaultKind::Status {
+            status: 503,
+            retry_after_s: None,
+        },
+        FaultKind::Reset,
+        FaultKind::ResetUpload { after_bytes: None },
+        FaultKind::ResetDownload { after_bytes: None },
+        FaultKind::Stall { ms: 400 },
+        FaultKind::StallDownload {
+            ms: 600,
+            after_bytes: None,
+        },
+        FaultKind::Truncate { after_bytes: None },
+        FaultKind::Corrupt { at: None },
+        FaultKind::CorruptUpload { at: None },
+        FaultKind::LoseAnswer { status: None },
+        FaultKind::LoseAnswer { status: Some(503) },
+    ];
+    let each = 1.0 - 0.8f64.powf(1.0 / kinds.len() as f64);
+    for (number, kind) in kinds.iter().enumerate() {
+        server.add_fault(Fault::new(kind.clone()).with_probability(each, number as u64 + 1));
+    }
+    let store = agent(&server);
+    let mut expected: Vec<String> = Vec::new();
+    for round in 0..rounds {
+        let name = format!("s{round}");
+        let bytes = [noise(round, sections), noise(1000, 1 << 20)].concat();
+        let options = match expected.last() {
+            Some(base) => on_base(base),
+            None => SaveOptions::default(),
+        };
+        save(&store, &name, vec![blob("x", &bytes)], options)
+            .await
+            .unwrap_or_else(|e| panic!("round {round}: {e}"));
+        assert_bytes(&restored(&store, &name).await[0], &bytes, &name);
+        assert_sound(&store, &name).await;
+        expected.push(name);
+    }
+    let stats = server.faults();
+    for (fault, happened) in &stats {
+        assert!(*happened > 0, "{fault:?} never happened");
+    }
+    server.clear_faults();
+    // What is left is a manifest and a pack for each, and nothing was deleted in a way that is billed.
+    let left = objects(&server);
+    assert_eq!(left.len(), 2 * expected.len(), "{left:?}");
+    let parts = server.billing(BUCKET);
+    println!("{parts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_never_answers_is_given_up_in_time() {
+    let server = server();
+    server.add_fault(Fault::new(FaultKind::Stall { ms: 3_600_000 }));
+    let mut gcs = options(&server, AGENT_TOKEN);
+    gcs.retry.give_up_after = Duration::from_secs(2);
+    gcs.retry.answer_timeout = Duration::from_millis(500);
+    let options = OpenOptions {
+        gcs,
+        ..OpenOptions::default()
+    };
+    let store = Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).unwrap();
+    let started = std::time::Instant::now();
+    let error = failure(store.snapshot(&id("a")).await);
+    assert_eq!(error.kind(), ErrorKind::Store, "{error}");
+    assert!(
+        error.to_string().contains("tenant/store/a/manifest"),
+        "{error}"
+    );
+    assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_name_the_request_the_object_and_the_permission() {
+    let server = server();
+    let store = agent(&server);
+    let missing = failure(store.snapshot(&id("none")).await);
+    assert_eq!(missing.kind(), ErrorKind::Forbidden, "{missing}");
+    for part in [
+        "gs://snapshots/tenant/store/none/manifest",
+        "does not exist",
+        "storage.objects.get",
+    ] {
+        assert!(missing.to_string().contains(part), "{part} in {missing}");
+    }
+    let elsewhere = |path: &str, token: &str| {
+        let options = OpenOptions {
+            gcs: options(&server, token),
+            ..OpenOptions::default()
+        };
+        Store::open_with(path, &options, None).unwrap()
+    };
+    let other = elsewhere("gs://snapshots/another-tenant", AGENT_TOKEN);
+    let refused = failure(save(&other, "a", vec![blob("x", b"x")], SaveOptions::default()).await);
+    assert_eq!(refused.kind(), ErrorKind::Forbidden, "{refused}");
+    for part in [
+        "gs://snapshots/another-tenant/a/lease",
+        "storage.objects.create",
+    ] {
+        assert!(refused.to_string().contains(part), "{part} in {refused}");
+    }
+    let nowhere = elsewhere("gs://no-such-bucket/tenant", AGENT_TOKEN);
+    let refused = failure(save(&nowhere, "a", vec![blob("x", b"x")], SaveOptions::default()).await);
+    assert!(refused.to_string().contains("no-such-bucket"), "{refused}");
+    let expired = elsewhere("gs://snapshots/tenant/store", "an-old-token");
+    let refused = failure(expired.snapshot(&id("a")).await);
+    assert_eq!(refused.kind(), ErrorKind::Forbidden, "{refused}");
+    assert!(refused.to_string().contains("401"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lies_about_lengths_and_checksums_are_errors() {
+    for lie in [
+        FaultKind::WrongLength { by: 1000 },
+        FaultKind::WrongLength { by: -1000 },
+        FaultKind::WrongHash,
+    ] {
+        let server = server();
+        let store = agent(&server);
+        let bytes = noise(8, 3 << 20);
+        save_one(&store, "a", &bytes, SaveOptions::default()).await;
+        server.add_fault(Fault::new(lie.clone()).on(&[Operation::GetMedia]));
+        let mut gcs = options(&server, AGENT_TOKEN);
+        gcs.retry.give_up_after = Duration::from_secs(2);
+        let options = OpenOptions {
+            gcs,
+            ..OpenOptions::default()
+        };
+        let store =
+            Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).unwrap();
+        let read = async {
+            let snapshot: Snapshot = store.snapshot(&id("a")).await?;
+            restore_all(&store, &snapshot, &Default::default()).await
+        };
+        match tokio::time::timeout(Duration::from_secs(60), read)
+            .await
+            .expect("no hang")
+        {
+            Ok((found, _)) => assert_bytes(&found[0], &bytes, "what came in spite of it"),
+            Err(e) => assert!(e.to_string().contains("tenant/store/a/"), "{lie:?}: {e}"),
+        }
+        // An upload whose stored checksum is said to be another one is no success.
+        if lie == FaultKind::WrongHash {
+            server.clear_faults();
+            server.add_fault(
+                Fault::new(lie)
+                    .on(&[Operation::InsertMultipart])
+                    .containing("/pack-"),
+            );
+            let section = NewSection::blob(Role::Other, "x", input(&bytes, Way::Source));
+            let refused = failure(save(&store, "b", vec![section], SaveOptions::default()).await);
+            assert!(refused.to_string().contains("CRC-32C"), "{refused}");
+            server.clear_faults();
+            assert!(
+                !objects(&server).iter().any(|name| name.starts_with("b/")),
+                "{:?}",
+                objects(&server)
+            );
+        }
+    }
+}
