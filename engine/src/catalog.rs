@@ -17,6 +17,9 @@ use crate::{
 /// Manifests read at once.
 const READS_AT_ONCE: usize = 16;
 
+/// Times a head is tried to be moved against savers and other removers.
+const MAX_TRIES: u32 = 32;
+
 /// A snapshot in a listing.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Listed {
@@ -152,11 +155,16 @@ impl Store {
         };
         if let Some(manifest) = &manifest {
             refuse_used(self.users_of(id).await?)?;
-            // The head goes first: a removal that is cut short after it can be repeated as a whole.
-            if let Some(group) = self.group_of(id).await? {
-                self.move_head_away(&group, id).await?;
+            // The head goes first: a removal that is cut short after it can be repeated as a whole. And once more when this
+            // snapshot is gone, as another removal may have made it the head in between.
+            let group = self.group_of(id).await?;
+            if let Some(group) = &group {
+                self.move_head_away(group, id).await?;
             }
             backend.delete(&name, Some(&manifest.version)).await?;
+            if let Some(group) = &group {
+                self.move_head_away(group, id).await?;
+            }
             stats.objects += 1;
             stats.bytes += manifest.len;
         }
@@ -252,39 +260,81 @@ impl Store {
     /// If `id` is the head of its group, the newest other snapshot of the group takes its place, or nothing does.
     async fn move_head_away(&self, group: &str, id: &SnapshotId) -> Result<()> {
         let backend = &**self.backend();
-        let Some((head, version)) = heads::read(backend, group)
-            .await?
-            .filter(|(head, _)| head.snapshot == *id)
-        else {
-            return Ok(());
-        };
-        let rest = self.list().await?;
-        let next = rest.iter().find(|s| {
-            s.group.as_deref() == Some(group) && s.problem.is_none() && s.snapshot != id.as_str()
-        });
-        let moved =
-            match next.and_then(|next| Some((next.snapshot.parse().ok()?, next.created_unix_ms))) {
-                Some((snapshot, created_unix_ms)) => {
-                    let record = heads::encode(&heads::Head {
-                        snapshot,
-                        created_unix_ms,
-                    });
-                    backend
-                        .put(&names::head(group), record, Condition::Matches(version))
-                        .await
-                        .map(drop)
+        let mut moved = false;
+        for _ in 0..MAX_TRIES {
+            let head = heads::read(backend, group).await?;
+            if !moved && head.as_ref().is_none_or(|(head, _)| head.snapshot != *id) {
+                return Ok(());
+            }
+            // Once it was moved, it is compared again with what is there now: the snapshot it was moved to may itself be gone, and a
+            // save that ended meanwhile left the head alone if it named a newer one.
+            let next = self.newest_but(group, id).await?;
+            let done = match (head, &next) {
+                (None, None) => return Ok(()),
+                (None, Some(next)) => {
+                    let (snapshot, created) = (&next.snapshot, next.created_unix_ms);
+                    heads::advance(backend, group, snapshot, created).await
                 }
-                None => backend.delete(&names::head(group), Some(&version)).await,
+                (Some((head, _)), Some(next)) if head == *next => return Ok(()),
+                (Some((head, _)), _)
+                    if head.snapshot != *id && self.is_newest(&head, &next).await? =>
+                {
+                    return Ok(());
+                }
+                (Some((_, version)), Some(next)) => {
+                    let condition = Condition::Matches(version);
+                    let name = names::head(group);
+                    let put = backend.put(&name, heads::encode(next), condition);
+                    put.await.map(drop)
+                }
+                (Some((_, version)), None) => {
+                    backend.delete(&names::head(group), Some(&version)).await
+                }
             };
-        match moved {
-            // A save has moved it on already.
-            Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
-            Err(e) => Err(e.hint(format!(
-                "nothing was removed: the head of {group} could not be moved away from {}",
-                head.snapshot
-            ))),
-            Ok(()) => Ok(()),
+            match done {
+                // A save, or another removal, moved it just now.
+                Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}
+                Err(e) => {
+                    return Err(e.hint(format!(
+                        "the head of {group} could not be moved away from {id}"
+                    )));
+                }
+                Ok(()) => {}
+            }
+            moved = true;
         }
+        Err(Error::new(
+            ErrorKind::Conflict,
+            format!("the head of {group} kept moving"),
+        )
+        .hint("remove the snapshot again when fewer others save and remove"))
+    }
+
+    /// Whether a head that others set is right: its snapshot is there, and as new as any.
+    async fn is_newest(&self, head: &heads::Head, listed: &Option<heads::Head>) -> Result<bool> {
+        let newest = listed
+            .as_ref()
+            .is_none_or(|listed| head.created_unix_ms >= listed.created_unix_ms);
+        let manifest = names::object(&head.snapshot, names::MANIFEST);
+        match self.backend().head(&manifest).await {
+            Ok(_) => Ok(newest),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The newest snapshot of the group other than `id`.
+    async fn newest_but(&self, group: &str, id: &SnapshotId) -> Result<Option<heads::Head>> {
+        let listed = self.list().await?;
+        let of_group = |s: &&Listed| {
+            s.group.as_deref() == Some(group) && s.problem.is_none() && s.snapshot != id.as_str()
+        };
+        Ok(listed.iter().find(of_group).and_then(|s| {
+            Some(heads::Head {
+                snapshot: s.snapshot.parse().ok()?,
+                created_unix_ms: s.created_unix_ms,
+            })
+        }))
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     fs,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -190,7 +190,6 @@ struct State {
     snapshot: SnapshotId,
     record: LeaseRecord,
     version: Mutex<Version>,
-    expires_unix_ms: AtomicU64,
     lost: AtomicBool,
 }
 
@@ -218,7 +217,6 @@ impl Lease {
         let state = Arc::new(State {
             backend: backend.clone(),
             snapshot: snapshot.clone(),
-            expires_unix_ms: record.expires_unix_ms.into(),
             record,
             version: Mutex::new(version),
             lost: AtomicBool::new(false),
@@ -255,13 +253,17 @@ impl Lease {
             )
             .hint("nothing was committed; save again")
         };
-        let margin = LEASE_TTL.as_millis() as u64 / 10;
-        let expires = self.state.expires_unix_ms.load(Ordering::SeqCst);
-        if self.state.lost.load(Ordering::SeqCst) || now_unix_ms() + margin > expires {
+        if self.state.lost.load(Ordering::SeqCst) {
             return Err(lost());
         }
+        let margin = LEASE_TTL.as_millis() as u64 / 10;
         match read(&*self.state.backend, snapshot).await? {
-            Some((record, _)) if record.attempt == self.state.record.attempt => Ok(()),
+            Some((record, _)) if record.attempt == self.state.record.attempt => {
+                match now_unix_ms() + margin <= record.expires_unix_ms {
+                    true => Ok(()),
+                    false => Err(lost()),
+                }
+            }
             _ => {
                 self.state.lost.store(true, Ordering::SeqCst);
                 Err(lost())
@@ -359,51 +361,51 @@ fn encode(record: &LeaseRecord) -> bytes::Bytes {
 }
 
 async fn renew(state: Arc<State>) {
-    let name = names::object(&state.snapshot, names::LEASE);
     let mut wait = LEASE_TTL / 3;
     loop {
         tokio::time::sleep(wait).await;
         wait = LEASE_TTL / 3;
-        let expires_unix_ms = now_unix_ms() + LEASE_TTL.as_millis() as u64;
-        let record = LeaseRecord {
-            expires_unix_ms,
-            ..state.record.clone()
-        };
-        let version = state.version.lock().expect("no panic while held").clone();
-        let put = state
-            .backend
-            .put(&name, encode(&record), Condition::Matches(version))
-            .await;
-        let renewed = match put {
-            Ok(meta) => Ok(Some((meta.version, expires_unix_ms))),
-            // An earlier renewal may have arrived though its answer was lost: then the lease is still ours.
-            Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
-                let found = read(&*state.backend, &state.snapshot).await;
-                found.map(|found| {
-                    found
-                        .filter(|(found, _)| found.attempt == record.attempt)
-                        .map(|(found, version)| (version, found.expires_unix_ms))
-                })
-            }
-            Err(e) => Err(e),
-        };
-        match renewed {
-            Ok(Some((version, expires_unix_ms))) => {
-                *state.version.lock().expect("no panic while held") = version;
-                state
-                    .expires_unix_ms
-                    .store(expires_unix_ms, Ordering::SeqCst);
-            }
-            Ok(None) => {
-                state.lost.store(true, Ordering::SeqCst);
-                return;
-            }
+        match state.renew().await {
+            Ok(true) => {}
+            Ok(false) => return,
             // The old term still runs.
             Err(error) => {
-                tracing::warn!(lease = name, %error, "could not renew the lease");
+                tracing::warn!(snapshot = %state.snapshot, %error, "could not renew the lease");
                 wait = LEASE_TTL / 30;
             }
         }
+    }
+}
+
+impl State {
+    /// Makes the lease hold for another term. Returns whether it is still ours.
+    async fn renew(&self) -> Result<bool> {
+        let name = names::object(&self.snapshot, names::LEASE);
+        let record = LeaseRecord {
+            expires_unix_ms: now_unix_ms() + LEASE_TTL.as_millis() as u64,
+            ..self.record.clone()
+        };
+        for _ in 0..MAX_TRIES {
+            let version = self.version.lock().expect("no panic while held").clone();
+            let condition = Condition::Matches(version);
+            match self.backend.put(&name, encode(&record), condition).await {
+                Ok(meta) => {
+                    *self.version.lock().expect("no panic while held") = meta.version;
+                    return Ok(true);
+                }
+                Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}
+                Err(e) => return Err(e),
+            }
+            // An earlier renewal may have arrived though its answer was lost: then the lease is still ours.
+            match read(&*self.backend, &self.snapshot).await? {
+                Some((found, version)) if found.attempt == record.attempt => {
+                    *self.version.lock().expect("no panic while held") = version;
+                }
+                _ => break,
+            }
+        }
+        self.lost.store(true, Ordering::SeqCst);
+        Ok(false)
     }
 }
 
@@ -443,4 +445,89 @@ pub(crate) async fn remove_packs(
         }
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::RemoteBackend;
+
+    /// A lease with an hour-old term.
+    async fn taken(store: &str) -> (Arc<dyn Backend>, State, u64) {
+        let backend: Arc<dyn Backend> = Arc::new(RemoteBackend::memory(store));
+        let record = LeaseRecord {
+            attempt: "00000000000000aa".into(),
+            previous: Vec::new(),
+            bases: Vec::new(),
+            expires_unix_ms: now_unix_ms() - 3_600_000,
+            holder: None,
+        };
+        let snapshot: SnapshotId = "s".parse().unwrap();
+        let put = backend.put("s/lease", encode(&record), Condition::Absent);
+        let version = put.await.unwrap().version;
+        let old = record.expires_unix_ms;
+        let state = State {
+            backend: backend.clone(),
+            snapshot,
+            record,
+            version: Mutex::new(version),
+            lost: AtomicBool::new(false),
+        };
+        (backend, state, old)
+    }
+
+    async fn expiry(state: &State) -> u64 {
+        let (record, _) = read(&*state.backend, &state.snapshot)
+            .await
+            .unwrap()
+            .unwrap();
+        record.expires_unix_ms
+    }
+
+    #[tokio::test]
+    async fn a_renewal_holds_for_another_term() {
+        let (_, state, old) = taken("lease-renewed").await;
+        for _ in 0..2 {
+            assert!(state.renew().await.unwrap());
+            assert!(expiry(&state).await > old + 3_600_000);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_renewal_whose_answer_was_lost_loses_nothing() {
+        let (backend, state, old) = taken("lease-answer-lost").await;
+        let version = state.version.lock().unwrap().clone();
+        let put = backend.put(
+            "s/lease",
+            encode(&state.record),
+            Condition::Matches(version),
+        );
+        put.await.unwrap();
+        assert!(state.renew().await.unwrap());
+        assert!(expiry(&state).await > old + 3_600_000);
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_is_somebody_elses_is_not_renewed() {
+        for gone in [false, true] {
+            let (backend, state, old) = taken(&format!("lease-taken-over-{gone}")).await;
+            let version = state.version.lock().unwrap().clone();
+            match gone {
+                true => backend.delete("s/lease", None).await.unwrap(),
+                false => {
+                    let other = LeaseRecord {
+                        attempt: "00000000000000bb".into(),
+                        ..state.record.clone()
+                    };
+                    let put = backend.put("s/lease", encode(&other), Condition::Matches(version));
+                    put.await.unwrap();
+                }
+            }
+            assert!(!state.renew().await.unwrap());
+            assert!(state.lost.load(Ordering::SeqCst));
+            if !gone {
+                assert_eq!(expiry(&state).await, old);
+            }
+        }
+    }
 }

@@ -195,18 +195,19 @@ impl Snapshot {
 
     /// The manifest's header must be the one its directory repeats.
     async fn verify_header(&self, findings: &Mutex<Findings>) -> Result<()> {
-        let read = self
-            .backend
-            .read(&self.object, ReadRange::Exact(0..HEADER_LEN as u64), None)
-            .await?;
-        if let Err(why) = same_header(&read.bytes, &self.directory().header) {
-            note(
-                findings,
-                format!("{} is damaged: {why}", self.object),
-                Vec::new(),
-            );
+        let compare = || async {
+            let range = ReadRange::Exact(0..HEADER_LEN as u64);
+            let read = self.backend.read(&self.object, range, None).await?;
+            same_header(&read.bytes, &self.directory().header)
+                .map_err(|why| Error::damaged(&self.object, why))
+        };
+        match frames::reread(compare).await {
+            Err(e) if e.kind() == ErrorKind::Damaged => {
+                note(findings, e.to_string(), Vec::new());
+                Ok(())
+            }
+            compared => compared,
         }
-        Ok(())
     }
 
     async fn verify_packs(

@@ -4,7 +4,7 @@ use podsnap::inspect::{
     Borrowed, Chunking, Duplicate, FileCost, InspectOptions, InspectReport, Place, SectionReport,
     SharedBytes,
 };
-use podsnap::printable;
+use podsnap::{printable, printable_message};
 
 use crate::{
     args::SnapshotRef,
@@ -15,9 +15,11 @@ use crate::{
 
 /// Show what a snapshot consists of, what it has twice, and what of it costs most
 ///
-/// Reads the manifest, and the lists of files of trees, but no data. What is stored is charged to the first place in the snapshot
-/// that uses it. For a file, SPARED is what the save would have been spared without it: what nothing else in the
-/// snapshot has too.
+/// Reads the manifest, and the lists of files of trees, but no data.
+///
+/// Every byte of a section is ZERO, or stands earlier in the snapshot (TWICE), or is stored by another snapshot (BORROWED), or is NEW and
+/// takes what STORED says. What is stored is charged to the first place in the snapshot that uses it. For a file, SPARED is
+/// what this save would have been spared without it: what nothing else in the snapshot has too.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -59,7 +61,7 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         parts.join("\n")
     })?;
     for problem in &report.problems {
-        eprintln!("podsnap: {}", printable(problem));
+        eprintln!("podsnap: {}", printable_message(problem));
     }
     Ok(0)
 }
@@ -271,7 +273,12 @@ fn files(report: &InspectReport) -> String {
     }));
     let right = [true, true, true, true];
     let mut text = listing(rows, &right, "Files that cost most\n");
-    let advice: String = report.shared_files.iter().map(advice).collect();
+    let advice: String = report
+        .shared_files
+        .iter()
+        .filter(|file| file.shared_bytes >= WORTH_ADVICE)
+        .map(advice)
+        .collect();
     if !text.is_empty() && !advice.is_empty() {
         text.push('\n');
     }
@@ -282,6 +289,9 @@ fn files(report: &InspectReport) -> String {
 fn file_name(section: &str, path: &str) -> String {
     format!("{}/{path}", printable(section))
 }
+
+/// Fewest shared bytes of a file worth a line: small files are alike by chance.
+const WORTH_ADVICE: u64 = 64 << 10;
 
 /// What removing a file before saving would have been good for.
 fn advice(file: &FileCost) -> String {
@@ -294,8 +304,12 @@ fn advice(file: &FileCost) -> String {
         })
         .collect::<Vec<_>>()
         .join(", ");
+    let names = match file.names {
+        1 => String::new(),
+        names => format!(" and its {}", count(names - 1, "other name")),
+    };
     format!(
-        "deleting {} before saving would save {}: {} of its {} are in {also} too\n",
+        "deleting {}{names} before saving would save {}: {} of its {} are in {also} too\n",
         file_name(&file.section, &file.path),
         bytes(file.spared_bytes),
         bytes(file.shared_bytes),

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod backend;
+pub mod extents;
 pub mod tool;
 pub mod tree;
 

@@ -21,11 +21,36 @@ use crate::{
 };
 
 /// How two snapshots are compared.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # use podsnap::{Input, NewSection, Role, SaveOptions};
+/// # let store = podsnap::Store::open("memory://diff")?;
+/// # let mut numbers: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+/// # for id in ["monday", "tuesday"] {
+/// #     let mut writer = store.save(&id.parse()?, SaveOptions::default()).await?;
+/// #     let input = Input::stream(std::io::Cursor::new(numbers.clone()), "numbers");
+/// #     writer.add(NewSection::blob(Role::Memory, "", input)).await?;
+/// #     writer.finish().await?;
+/// #     numbers[40_000] ^= 1;
+/// # }
+/// use podsnap::diff::DiffOptions;
+///
+/// // A byte of the pod's memory changed in the meantime.
+/// let monday = store.snapshot(&"monday".parse()?).await?;
+/// let tuesday = store.snapshot(&"tuesday".parse()?).await?;
+/// let report = monday.diff(&tuesday, &DiffOptions::default()).await?;
+/// assert!(!report.identical);
+/// assert!(monday.diff(&monday, &DiffOptions::default()).await?.identical);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct DiffOptions {
     /// Most ranges and entries of each section that are listed, of each kind.
     pub top: usize,
-    /// Ends the comparison with [`ErrorKind::Interrupted`](crate::ErrorKind::Interrupted) when it is cancelled.
+    /// Ends the comparison with [`ErrorKind::Interrupted`](crate::ErrorKind) when it is cancelled.
     pub cancel: CancellationToken,
 }
 

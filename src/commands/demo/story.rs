@@ -182,6 +182,8 @@ pub fn ending(figures: &Figures) -> String {
         Some(store) => {
             let commands = [
                 "ls",
+                "inspect second",
+                "diff first second",
                 "verify second",
                 "restore second NEW_DIR",
                 "export second second.podsnap",

@@ -48,11 +48,18 @@
 //! - `GCE_METADATA_HOST=127.0.0.1:PORT` for tokens of [`Access::metadata_principal`], as on a virtual machine.
 //! - A service account key whose `token_uri` is `URL/token`; any RSA key will do, signatures are not verified.
 //!
+//! # What it can carry
+//!
+//! Bytes are neither copied nor summed on their way out, and copied and summed once on their way in. How much one core
+//! carries, and how exact the shaped link is on a machine, says `cargo run -p podsnap-gcs-server --example throughput`;
+//! MD5s are by far the dearest (`rules.md5`, `--no-md5`).
+//!
 //! # Where it is stricter than the service may be
 //!
 //! One mutation per second and name is enforced to the letter, deletes included (`rules.mutation_burst` relaxes it). A GET of
 //! a missing object without `objects.list` answers 403 (`rules.missing_without_list`). Idempotency tokens count for
-//! one principal and one URL. A write that both fails its precondition and lacks the right to overwrite gets 412.
+//! one principal and one URL. A chunk of a resumable upload that is cut off persists to the byte, where the service rounds
+//! down to 256 KiB. A write that both fails its precondition and lacks the right to overwrite gets 412.
 //!
 //! # What it does not model
 //!

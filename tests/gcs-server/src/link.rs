@@ -17,7 +17,7 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::Sleep,
 };
@@ -33,6 +33,11 @@ const QUANTUM_BYTES: std::ops::RangeInclusive<u64> = 8 << 10..=1 << 20;
 struct Clock(Mutex<Option<Instant>>);
 
 impl Clock {
+    /// When the turn after all that were taken begins.
+    fn next(&self) -> Option<Instant> {
+        *self.0.lock().unwrap()
+    }
+
     /// Takes the next turn for `bytes`, and says when it begins.
     fn reserve(&self, bytes: u64, rate: u64, now: Instant) -> Instant {
         if rate == 0 {
@@ -61,6 +66,15 @@ impl SharedLink {
         self.total_rate.store(link.total_bytes_per_s, Relaxed);
     }
 
+    /// Takes bytes that have come in off both clocks, and says when the next may.
+    fn charge_incoming(&self, stream: &Clock, bytes: u64) -> Instant {
+        let now = Instant::now();
+        stream.reserve(bytes, self.stream_rate.load(Relaxed), now);
+        self.incoming
+            .reserve(bytes, self.total_rate.load(Relaxed), now);
+        stream.next().max(self.incoming.next()).unwrap_or(now)
+    }
+
     /// Bytes of one turn, or none if there is no limit.
     fn quantum(&self) -> Option<u64> {
         let rates = [
@@ -73,7 +87,7 @@ impl SharedLink {
     }
 }
 
-/// One direction of one connection.
+/// What a connection may send.
 #[derive(Default)]
 struct Direction {
     clock: Clock,
@@ -88,7 +102,6 @@ impl Direction {
     fn poll_turn(
         &mut self,
         shared: &SharedLink,
-        total: &Clock,
         wanted: usize,
         context: &mut Context<'_>,
     ) -> Poll<Option<u64>> {
@@ -108,7 +121,9 @@ impl Direction {
         let mine = self
             .clock
             .reserve(bytes, shared.stream_rate.load(Relaxed), now);
-        let ours = total.reserve(bytes, shared.total_rate.load(Relaxed), now);
+        let ours = shared
+            .outgoing
+            .reserve(bytes, shared.total_rate.load(Relaxed), now);
         let begin = mine.max(ours);
         if begin > now + Duration::from_micros(300) {
             let mut sleep = Box::pin(tokio::time::sleep_until(begin.into()));
@@ -134,7 +149,8 @@ pub(crate) struct ShapedStream {
     stream: TcpStream,
     shared: Arc<SharedLink>,
     control: Arc<ConnectionControl>,
-    incoming: Direction,
+    incoming: Clock,
+    incoming_debt: Option<Pin<Box<Sleep>>>,
     outgoing: Direction,
 }
 
@@ -148,7 +164,8 @@ impl ShapedStream {
             stream,
             shared,
             control,
-            incoming: Direction::default(),
+            incoming: Clock::default(),
+            incoming_debt: None,
             outgoing: Direction::default(),
         }
     }
@@ -169,26 +186,23 @@ impl AsyncRead for ShapedStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        // A turn is worth taking only for bytes that are there.
-        if this.incoming.credit == 0
-            && this.incoming.waiting.is_none()
-            && this.shared.quantum().is_some()
-        {
-            ready!(this.stream.poll_read_ready(context))?;
+        // Paid for afterwards: how much has come, and in what small pieces, is known only then. A debt below a quantum
+        // is not waited for, for timers cost more than the bytes.
+        if let Some(sleep) = &mut this.incoming_debt {
+            ready!(sleep.as_mut().poll(context));
+            this.incoming_debt = None;
         }
-        let wanted = buf.remaining();
-        let turn = this
-            .incoming
-            .poll_turn(&this.shared, &this.shared.incoming, wanted, context);
-        let Some(credit) = ready!(turn) else {
+        let Some(quantum) = this.shared.quantum() else {
             return pin!(&mut this.stream).poll_read(context, buf);
         };
-        let limit = wanted.min(credit as usize);
-        let mut part = ReadBuf::new(buf.initialize_unfilled_to(limit));
-        ready!(pin!(&mut this.stream).poll_read(context, &mut part))?;
-        let read = part.filled().len();
-        buf.advance(read);
-        this.incoming.credit -= read as u64;
+        let before = buf.filled().len();
+        let mut part = (&mut this.stream).take(quantum);
+        ready!(pin!(&mut part).poll_read(context, buf))?;
+        let read = buf.filled().len() - before;
+        let next = this.shared.charge_incoming(&this.incoming, read as u64);
+        if next > Instant::now() + QUANTUM {
+            this.incoming_debt = Some(Box::pin(tokio::time::sleep_until(next.into())));
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -200,9 +214,7 @@ impl AsyncWrite for ShapedStream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        let turn = this
-            .outgoing
-            .poll_turn(&this.shared, &this.shared.outgoing, buf.len(), context);
+        let turn = this.outgoing.poll_turn(&this.shared, buf.len(), context);
         let Some(credit) = ready!(turn) else {
             return pin!(&mut this.stream).poll_write(context, buf);
         };
@@ -219,9 +231,7 @@ impl AsyncWrite for ShapedStream {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let wanted = bufs.iter().map(|b| b.len()).sum();
-        let turn = this
-            .outgoing
-            .poll_turn(&this.shared, &this.shared.outgoing, wanted, context);
+        let turn = this.outgoing.poll_turn(&this.shared, wanted, context);
         let Some(credit) = ready!(turn) else {
             return pin!(&mut this.stream).poll_write_vectored(context, bufs);
         };

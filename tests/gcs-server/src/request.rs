@@ -200,13 +200,14 @@ impl Call {
     }
 }
 
-/// A JSON object, or nothing.
+/// A JSON object; nothing and `null`, which Google's Go client sends, are an empty one.
 pub(crate) fn parse_object(text: &[u8]) -> Result<serde_json::Map<String, serde_json::Value>> {
     if text.iter().all(u8::is_ascii_whitespace) {
         return Ok(serde_json::Map::new());
     }
-    serde_json::from_slice(text)
-        .map_err(|e| Refusal::malformed("ParseError", format!("Parse Error: {e}")))
+    let parsed = serde_json::from_slice::<Option<_>>(text);
+    let malformed = |e| Refusal::malformed("ParseError", format!("Parse Error: {e}"));
+    parsed.map_err(malformed).map(Option::unwrap_or_default)
 }
 
 /// The body of a request, as it comes, with the faults that happen to uploads.

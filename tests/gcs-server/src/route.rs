@@ -44,9 +44,9 @@ impl Route {
         let json = |route: Result<Self>| route.map_err(|e| (Dialect::Json, e));
         match first {
             "token" | "oauth2" => Ok(Self::bare(Operation::Token)),
-            "computeMetadata" | ""
-                if headers.contains_key("metadata-flavor") || !first.is_empty() =>
-            {
+            "computeMetadata" => Ok(Self::bare(Operation::MetadataServer)),
+            // How clients find out whether there is such a server.
+            "" if headers.contains_key("metadata-flavor") => {
                 Ok(Self::bare(Operation::MetadataServer))
             }
             "upload" | "resumable" => json(upload(method, path, query)),
@@ -80,11 +80,12 @@ fn upload(method: &Method, path: &str, query: &Query) -> Result<Route> {
     };
     let kind = query.get("uploadType").unwrap_or("");
     let operation = match *method {
+        // Some clients send chunks by POST.
+        Method::PUT | Method::POST if query.has("upload_id") => Operation::ResumableChunk,
+        Method::DELETE if query.has("upload_id") => Operation::ResumableCancel,
         Method::POST if kind == "media" => Operation::InsertMedia,
         Method::POST if kind == "multipart" => Operation::InsertMultipart,
         Method::POST if kind == "resumable" => Operation::ResumableStart,
-        Method::PUT | Method::POST if query.has("upload_id") => Operation::ResumableChunk,
-        Method::DELETE if query.has("upload_id") => Operation::ResumableCancel,
         Method::POST => return Err(Refusal::invalid(format!("Invalid upload type: {kind:?}"))),
         _ => return Err(nothing_there()),
     };

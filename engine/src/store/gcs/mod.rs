@@ -1,9 +1,9 @@
 //! Google Cloud Storage, by its JSON API: what a tenant's agent may do (get, create and delete objects), done fast and repeatably.
 //!
-//! - [`client`]: one request, its retries and its errors; [`credentials`]: who is asking.
-//! - [`download`]: ranges of objects, hedged, resumed in mid-body.
-//! - [`upload`]: packs as parts that are uploaded in parallel and composed on the server.
-//! - [`bucket`]: the bucket's own settings, and what is wrong with them.
+//! - `client`: one request, its retries and its errors; `credentials`: who is asking.
+//! - `download`: ranges of objects, hedged, resumed in mid-body.
+//! - `upload`: packs as parts that are uploaded in parallel and composed on the server.
+//! - `bucket`: the bucket's own settings, and what is wrong with them.
 //!
 //! Nothing here lists or uses multipart uploads unless it is asked to: a role that isolates tenants forbids both. Every write has a
 //! generation precondition and an idempotency token, so that a repetition cannot do harm; every read is pinned to a generation.

@@ -131,11 +131,9 @@ pub(crate) fn put(
 pub(crate) fn check_acl(call: &Call) -> Result<()> {
     let bucket = call.config.buckets.get(&call.route.bucket);
     let bucket = bucket.ok_or_else(Refusal::no_bucket)?;
-    if bucket.uniform_bucket_level_access
-        && ["predefinedAcl", "destinationPredefinedAcl"]
-            .iter()
-            .any(|acl| call.query.has(acl))
-    {
+    let named = ["predefinedAcl", "destinationPredefinedAcl"];
+    let named = named.iter().any(|acl| call.query.has(acl));
+    if bucket.uniform_bucket_level_access && (named || call.headers.contains_key("x-goog-acl")) {
         let message =
             "Cannot insert legacy ACL for an object when uniform bucket-level access is enabled.";
         return Err(Refusal::invalid(message));

@@ -141,7 +141,7 @@ pub(crate) async fn chunk(call: &mut Call) -> StdResult<Reply, Stop> {
         (builder, session.persisted, wanted)
     };
     if !finished {
-        return Ok(incomplete(persisted));
+        return Ok(incomplete(call, persisted));
     }
     let mut builder = Returned {
         call,
@@ -174,7 +174,7 @@ pub(crate) async fn chunk(call: &mut Call) -> StdResult<Reply, Stop> {
             return Err(Refusal::invalid("There is more than Content-Range says.").into());
         }
         if !ended {
-            return Ok(incomplete(len));
+            return Ok(incomplete(builder.call, len));
         }
     }
     debug_assert!(ended);
@@ -244,8 +244,13 @@ fn finish(call: &mut Call, id: &str, progress: ContentBuilder) -> StdResult<Repl
     }
 }
 
-fn incomplete(persisted: u64) -> Reply {
+fn incomplete(call: &Call, persisted: u64) -> Reply {
     let mut reply = Reply::new(StatusCode::PERMANENT_REDIRECT);
+    // Google's Go client does not want its HTTP stack to take this for a redirection.
+    if call.header("x-guploader-no-308") == Some("yes") {
+        reply = Reply::new(StatusCode::OK);
+        reply.set_named("x-http-status-code-override", "308");
+    }
     if persisted > 0 {
         reply.set(header::RANGE, &format!("bytes=0-{}", persisted - 1));
     }

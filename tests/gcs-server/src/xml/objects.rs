@@ -10,7 +10,7 @@ use crate::{
     conditions::Conditions,
     error::Refusal,
     iam::Permission,
-    json::{may_replace, mutate, no_content},
+    json::{insert::check_acl, may_replace, mutate, no_content},
     media,
     object::{Metadata, Object, timestamp},
     reply::Reply,
@@ -77,11 +77,7 @@ pub(super) async fn put(call: &mut Call) -> StdResult<Reply, Stop> {
     let claims = Claims::from_headers(&call.headers)?;
     let metadata = metadata(call);
     let (bucket, name) = (call.route.bucket.clone(), call.route.name.clone());
-    if call.headers.contains_key("x-goog-acl") || call.headers.contains_key("x-amz-acl") {
-        return Err(
-            Refusal::invalid("ACLs are refused where bucket-level access is uniform.").into(),
-        );
-    }
+    check_acl(call)?;
     call.need(Permission::ObjectsCreate, &bucket, &name)?;
     let mut builder = call.builder(call.content_length().unwrap_or(0), &claims);
     call.read_into(&mut builder).await?;

@@ -1,5 +1,4 @@
 //! HTTP by hand, over one connection per request: what goes over the wire is what the test says.
-#![allow(dead_code)]
 
 use std::{
     io::{self, Read, Write},
@@ -165,4 +164,20 @@ pub fn encoded(name: &str) -> String {
 
 pub fn object(name: &str) -> String {
     format!("/storage/v1/b/{B}/o/{}", encoded(name))
+}
+
+pub fn compose(server: &GcsServer, token: &str, name: &str, query: &str, body: Value) -> Answer {
+    let target = format!("{}/compose{query}", object(name));
+    ask(server, "POST", &target)
+        .token(token)
+        .body(body.to_string())
+        .send()
+}
+
+/// A `sourceObjects` of names alone.
+pub fn sources(names: &[&str]) -> Value {
+    names
+        .iter()
+        .map(|n| serde_json::json!({"name": n}))
+        .collect()
 }

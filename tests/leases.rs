@@ -1,0 +1,645 @@
+//! Who may write and who may delete: leases and heads, between savers and removers that know nothing of each other.
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use podsnap::{
+    ErrorKind, Result, SaveOptions, Store,
+    store::{Backend, Condition, LocalBackend, ReadRange, RemoteBackend},
+};
+use support::{
+    backend::{Call, Fate, Watched, names, own_names},
+    *,
+};
+use tokio::sync::watch;
+
+/// A lease as SPEC.md lays it out.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+struct LeaseRecord {
+    attempt: String,
+    previous: Vec<String>,
+    bases: Vec<String>,
+    expires_unix_ms: u64,
+    holder: Option<Holder>,
+}
+
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Holder {
+    host: String,
+    boot: String,
+    pid_namespace: String,
+    pid: u32,
+    started: u64,
+}
+
+struct Scratch {
+    backend: Arc<dyn Backend>,
+    store: Store,
+    _dir: tempfile::TempDir,
+}
+
+/// A store in memory and one in a directory.
+fn stores() -> [Scratch; 2] {
+    let dirs = [(), ()].map(|()| tempfile::tempdir().unwrap());
+    let [memory, local] = dirs;
+    let in_memory = RemoteBackend::memory(memory.path().to_str().unwrap());
+    let in_dir = LocalBackend::new(local.path().join("store"), false).unwrap();
+    let scratch = |backend: Arc<dyn Backend>, dir| Scratch {
+        store: Store::from_backend("store", backend.clone(), None),
+        backend,
+        _dir: dir,
+    };
+    [
+        scratch(Arc::new(in_memory), memory),
+        scratch(Arc::new(in_dir), local),
+    ]
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_millis() as u64
+}
+
+const HOUR: u64 = 3_600_000;
+
+/// A lease of somebody who cannot be asked.
+fn lease() -> LeaseRecord {
+    LeaseRecord {
+        attempt: "00000000000000aa".into(),
+        previous: Vec::new(),
+        bases: Vec::new(),
+        expires_unix_ms: now() + HOUR,
+        holder: None,
+    }
+}
+
+fn expired() -> LeaseRecord {
+    LeaseRecord {
+        expires_unix_ms: now() - 1,
+        ..lease()
+    }
+}
+
+impl Scratch {
+    async fn put(&self, name: &str, bytes: impl Into<Vec<u8>>) {
+        self.backend.delete(name, None).await.unwrap();
+        let bytes: Vec<u8> = bytes.into();
+        self.backend
+            .put(name, bytes.into(), Condition::Absent)
+            .await
+            .unwrap();
+    }
+
+    async fn put_lease(&self, id: &str, lease: &LeaseRecord) {
+        self.put(&format!("{id}/lease"), serde_json::to_vec(lease).unwrap())
+            .await;
+    }
+
+    async fn read(&self, name: &str) -> Option<Vec<u8>> {
+        match self
+            .backend
+            .read(name, ReadRange::Suffix(1 << 20), None)
+            .await
+        {
+            Ok(read) => Some(read.bytes.to_vec()),
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    async fn lease_of(&self, id: &str) -> Option<LeaseRecord> {
+        let json = self.read(&format!("{id}/lease")).await?;
+        Some(serde_json::from_slice(&json).unwrap())
+    }
+
+    async fn head(&self) -> Option<String> {
+        let json: serde_json::Value = serde_json::from_slice(&self.read("heads/g").await?).unwrap();
+        Some(json["snapshot"].as_str().unwrap().to_owned())
+    }
+
+    async fn names(&self) -> BTreeSet<String> {
+        names(&*self.backend).await
+    }
+
+    fn watched(&self, hook: impl Fn(Call, &str) -> Fate + Send + Sync + 'static) -> Store {
+        Watched::new(self.backend.clone(), hook).store()
+    }
+
+    async fn save(&self, name: &str) -> Result<()> {
+        let sections = vec![blob("x", &noise(1, 100_000))];
+        save(&self.store, name, sections, SaveOptions::default())
+            .await
+            .map(drop)
+    }
+
+    /// `name` is saved, and there is nothing else under its name.
+    async fn assert_saved(&self, name: &str) {
+        assert_sound(&self.store, name).await;
+        let prefix = format!("{name}/");
+        let found = self
+            .names()
+            .await
+            .into_iter()
+            .filter(|object| object.starts_with(&prefix));
+        assert_eq!(
+            found.collect::<BTreeSet<_>>(),
+            own_names(&self.store, name).await
+        );
+    }
+}
+
+fn in_group() -> SaveOptions {
+    SaveOptions {
+        group: Some("g".into()),
+        ..SaveOptions::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_lease_refuses_another_save_of_its_snapshot() {
+    for scratch in stores() {
+        let theirs = lease();
+        scratch.put_lease("s", &theirs).await;
+        let e = failure(scratch.save("s").await);
+        assert_eq!(e.kind(), ErrorKind::Conflict);
+        assert!(
+            e.to_string().contains("s is being written by somebody"),
+            "{e}"
+        );
+        assert_eq!(
+            scratch.names().await,
+            BTreeSet::from(["s/lease".to_owned()])
+        );
+        assert_eq!(scratch.lease_of("s").await, Some(theirs));
+        scratch.save("another").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_save_of_this_process_is_refused_and_harms_nothing() {
+    for scratch in stores() {
+        let mut writer = scratch
+            .store
+            .save(&id("s"), SaveOptions::default())
+            .await
+            .unwrap();
+        writer.add(blob("x", &noise(1, 100_000))).await.unwrap();
+        let e = failure(scratch.save("s").await);
+        assert_eq!(e.kind(), ErrorKind::Conflict);
+        let this = format!("process {}", std::process::id());
+        assert!(e.to_string().contains(&this), "{e}");
+        writer.finish().await.unwrap();
+        scratch.assert_saved("s").await;
+    }
+}
+
+/// Packs of the attempts `aa`, two of them, and `bb`, and objects that are nobody's business.
+async fn leave_behind(scratch: &Scratch) {
+    for object in [
+        "s/pack-00000000000000aa-0",
+        "s/pack-00000000000000aa-1",
+        "s/pack-00000000000000bb-0",
+        "s/notes",
+        "t/pack-00000000000000aa-0",
+    ] {
+        scratch.put(object, "left behind").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_ran_out_is_taken_over_and_what_it_left_goes() {
+    for scratch in stores() {
+        leave_behind(&scratch).await;
+        let old = LeaseRecord {
+            previous: vec!["00000000000000bb".into()],
+            ..expired()
+        };
+        scratch.put_lease("s", &old).await;
+        let writer = scratch
+            .store
+            .save(&id("s"), SaveOptions::default())
+            .await
+            .unwrap();
+        let taken = scratch.lease_of("s").await.unwrap();
+        assert_eq!(taken.previous, ["00000000000000bb", "00000000000000aa"]);
+        assert_ne!(taken.attempt, old.attempt);
+        assert!(taken.expires_unix_ms > now() + 60_000);
+        writer.finish().await.unwrap();
+        let mut expected = own_names(&scratch.store, "s").await;
+        expected.extend(["s/notes".to_owned(), "t/pack-00000000000000aa-0".to_owned()]);
+        assert_eq!(scratch.names().await, expected);
+    }
+}
+
+/// The holder of a lease, as the process `pid` of this machine.
+fn holder(pid: u32) -> Holder {
+    let read = |path: &str| fs::read_to_string(path).unwrap().trim().to_owned();
+    let stat = read(&format!("/proc/{pid}/stat"));
+    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+    let namespace = fs::read_link("/proc/self/ns/pid").unwrap();
+    Holder {
+        host: read("/proc/sys/kernel/hostname"),
+        boot: read("/proc/sys/kernel/random/boot_id"),
+        pid_namespace: namespace.to_str().unwrap().to_owned(),
+        pid,
+        started: fields[19].parse().unwrap(),
+    }
+}
+
+fn sleeping() -> Child {
+    Command::new("sleep")
+        .arg("1000")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_taken_over_at_once_if_its_holder_is_known_to_be_dead() {
+    for scratch in stores() {
+        let mut child = sleeping();
+        let living = holder(child.id());
+        let held_by = |holder: Holder| LeaseRecord {
+            holder: Some(holder),
+            ..lease()
+        };
+        let other = "another".to_owned();
+        let unknown = [
+            living.clone(),
+            Holder {
+                boot: other.clone(),
+                pid: 1 << 30,
+                ..living.clone()
+            },
+            Holder {
+                pid_namespace: other.clone(),
+                pid: 1 << 30,
+                ..living.clone()
+            },
+        ];
+        for holder in unknown {
+            scratch.put_lease("s", &held_by(holder.clone())).await;
+            let e = failure(scratch.save("s").await);
+            assert_eq!(e.kind(), ErrorKind::Conflict, "{holder:?}: {e}");
+        }
+        // Its number was given to another process since.
+        let recycled = Holder {
+            started: living.started - 1,
+            ..living.clone()
+        };
+        // Dead, but nobody has asked for its exit status yet.
+        child.kill().unwrap();
+        let stat = format!("/proc/{}/stat", living.pid);
+        while !fs::read_to_string(&stat).unwrap().contains(") Z ") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for holder in [recycled, living.clone()] {
+            leave_behind(&scratch).await;
+            scratch.put_lease("s", &held_by(holder.clone())).await;
+            scratch
+                .save("s")
+                .await
+                .unwrap_or_else(|e| panic!("{holder:?}: {e}"));
+            scratch.store.remove(&id("s")).await.unwrap();
+        }
+        child.wait().unwrap();
+        scratch.put_lease("s", &held_by(living)).await;
+        scratch.save("s").await.unwrap();
+        assert_sound(&scratch.store, "s").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_is_no_lease_stops_those_who_would_have_to_heed_it() {
+    for scratch in stores() {
+        scratch.save("base").await.unwrap();
+        let long = [b"{".to_vec(), vec![b' '; 2 << 20], b"}".to_vec()].concat();
+        for garbage in [Vec::new(), b"no JSON".to_vec(), b"{}".to_vec(), long] {
+            scratch.put("s/lease", garbage.clone()).await;
+            let e = failure(scratch.save("s").await);
+            assert_eq!(e.kind(), ErrorKind::Damaged, "{e}");
+            assert!(e.to_string().contains("s/lease"), "{e}");
+            let e = failure(scratch.store.remove(&id("base")).await);
+            assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+            assert!(e.to_string().contains("perhaps a save of s"), "{e}");
+        }
+        scratch.backend.delete("s/lease", None).await.unwrap();
+        scratch.store.remove(&id("base")).await.unwrap();
+        assert_eq!(scratch.names().await, BTreeSet::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saver_whose_lease_was_taken_over_gives_up_and_touches_nothing_of_the_others() {
+    for scratch in stores() {
+        let mut writer = scratch.store.save(&id("s"), in_group()).await.unwrap();
+        writer.add(blob("x", &noise(1, 100_000))).await.unwrap();
+        let theirs = lease();
+        scratch.put_lease("s", &theirs).await;
+        scratch.put("s/pack-00000000000000aa-0", "theirs").await;
+        let e = failure(writer.finish().await);
+        assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+        assert!(e.to_string().contains("the lease on s was lost"), "{e}");
+        let left = ["s/lease", "s/pack-00000000000000aa-0"].map(str::to_owned);
+        assert_eq!(scratch.names().await, BTreeSet::from(left));
+        assert_eq!(scratch.lease_of("s").await, Some(theirs));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saver_whose_lease_ran_out_or_is_gone_gives_up() {
+    for scratch in stores() {
+        for gone in [false, true] {
+            let mut writer = scratch.store.save(&id("s"), in_group()).await.unwrap();
+            writer.add(blob("x", &noise(1, 100_000))).await.unwrap();
+            let ours = scratch.lease_of("s").await.unwrap();
+            match gone {
+                true => scratch.backend.delete("s/lease", None).await.unwrap(),
+                // Half a minute is too little to commit in.
+                false => {
+                    let expires_unix_ms = now() + 30_000;
+                    scratch
+                        .put_lease(
+                            "s",
+                            &LeaseRecord {
+                                expires_unix_ms,
+                                ..ours
+                            },
+                        )
+                        .await;
+                }
+            }
+            let e = failure(writer.finish().await);
+            assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+            assert_eq!(scratch.names().await, BTreeSet::new());
+        }
+        scratch.save("s").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_need_is_not_removed() {
+    for scratch in stores() {
+        let store = &scratch.store;
+        let bytes = noise(1, 300_000);
+        save_one(store, "a", &bytes, in_group()).await;
+        let more = [&bytes[..], &noise(2, 100_000)].concat();
+        save_one(store, "b", &more, on_base("a")).await;
+        save_one(store, "c", &more, on_base("b")).await;
+        let before = scratch.names().await;
+        for (needed, by) in [
+            ("a", ["snapshot b", "snapshot c"]),
+            ("b", ["snapshot c", ""]),
+        ] {
+            let e = failure(store.remove(&id(needed)).await);
+            assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+            assert!(by.iter().all(|by| e.to_string().contains(by)), "{e}");
+            assert_eq!(scratch.names().await, before);
+        }
+        // What cannot be read may need anything.
+        let manifest = scratch.read("c/manifest").await.unwrap();
+        scratch.put("c/manifest", "garbage").await;
+        let e = failure(store.remove(&id("b")).await);
+        assert!(e.to_string().contains("perhaps snapshot c"), "{e}");
+        scratch.put("c/manifest", manifest).await;
+        for (name, next_head) in [("c", Some("a")), ("b", Some("a")), ("a", None)] {
+            let own = own_names(store, name).await;
+            let stats = store.remove(&id(name)).await.unwrap();
+            assert_eq!(stats.objects, own.len() as u64);
+            assert_eq!(scratch.head().await.as_deref(), next_head);
+        }
+        assert_eq!(scratch.names().await, BTreeSet::new());
+        let e = failure(store.remove(&id("a")).await);
+        assert_eq!(e.kind(), ErrorKind::NotFound);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_save_left_can_be_removed_and_what_a_living_one_writes_cannot() {
+    for scratch in stores() {
+        leave_behind(&scratch).await;
+        scratch.put_lease("s", &lease()).await;
+        let before = scratch.names().await;
+        let e = failure(scratch.store.remove(&id("s")).await);
+        assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+        assert_eq!(scratch.names().await, before);
+        scratch.put_lease("s", &expired()).await;
+        assert_eq!(scratch.store.remove(&id("s")).await.unwrap().objects, 4);
+        let left = ["s/notes", "t/pack-00000000000000aa-0"].map(str::to_owned);
+        assert_eq!(scratch.names().await, BTreeSet::from(left));
+    }
+}
+
+/// A hook that holds one call back, the channel that lets it go on, and one that tells when it is reached.
+fn hold(
+    call: Call,
+    object: &'static str,
+) -> (
+    impl Fn(Call, &str) -> Fate,
+    watch::Sender<bool>,
+    watch::Receiver<bool>,
+) {
+    let (open, gate) = watch::channel(false);
+    let (reached, is_reached) = watch::channel(false);
+    let hook = move |this: Call, name: &str| {
+        if this != call || name != object {
+            return Fate::Done;
+        }
+        reached.send_replace(true);
+        Fate::Waits(gate.clone())
+    };
+    (hook, open, is_reached)
+}
+
+/// First order of the race: the base's manifest goes before the saver has its lease.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_that_goes_before_the_lease_is_taken_is_not_used() {
+    for scratch in stores() {
+        for named in [true, false] {
+            let bytes = noise(1, 300_000);
+            save_one(&scratch.store, "base", &bytes, in_group()).await;
+            let (hook, open, mut reached) = hold(Call::Put, "s/lease");
+            let store = scratch.watched(hook);
+            let options = if named { on_base("base") } else { in_group() };
+            let saving = tokio::spawn(async move {
+                save(&store, "s", vec![blob("x", &noise(1, 300_000))], options).await
+            });
+            reached.wait_for(|reached| *reached).await.unwrap();
+            scratch.store.remove(&id("base")).await.unwrap();
+            open.send_replace(true);
+            match (named, saving.await.unwrap()) {
+                (true, saved) => {
+                    let e = failure(saved);
+                    assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
+                    assert!(
+                        e.to_string().contains("the base base does not exist"),
+                        "{e}"
+                    );
+                    assert_eq!(scratch.names().await, BTreeSet::new());
+                }
+                (false, saved) => {
+                    assert!(saved.unwrap().bases.is_empty());
+                    scratch.assert_saved("s").await;
+                    assert_eq!(scratch.head().await.as_deref(), Some("s"));
+                    scratch.store.remove(&id("s")).await.unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// Second order: the lease is taken between the remover's look and its deletion of the manifest.
+#[tokio::test(flavor = "multi_thread")]
+async fn packs_stay_for_a_save_that_took_its_lease_in_time() {
+    for scratch in stores() {
+        let bytes = noise(1, 300_000);
+        save_one(&scratch.store, "base", &bytes, SaveOptions::default()).await;
+        let packs = own_names(&scratch.store, "base").await;
+        let (hook, open, mut reached) = hold(Call::Delete, "base/manifest");
+        let store = scratch.watched(hook);
+        let removing = tokio::spawn(async move { store.remove(&id("base")).await });
+        reached.wait_for(|reached| *reached).await.unwrap();
+        let mut writer = scratch.store.save(&id("s"), on_base("base")).await.unwrap();
+        open.send_replace(true);
+        let e = failure(removing.await.unwrap());
+        assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+        assert!(e.to_string().contains("its packs stay"), "{e}");
+        assert!(e.to_string().contains("the save of s"), "{e}");
+        // Nor can what is left of it be removed now.
+        assert_eq!(
+            failure(scratch.store.remove(&id("base")).await).kind(),
+            ErrorKind::Conflict
+        );
+        writer.add(blob("x", &bytes)).await.unwrap();
+        assert_eq!(writer.finish().await.unwrap().new_bytes, 0);
+        assert_sound(&scratch.store, "s").await;
+        assert_bytes(&restored(&scratch.store, "s").await[0], &bytes, "s");
+        assert_eq!(
+            failure(scratch.store.snapshot(&id("base")).await).kind(),
+            ErrorKind::NotFound
+        );
+        let e = failure(scratch.store.remove(&id("base")).await);
+        assert!(e.to_string().contains("snapshot s"), "{e}");
+        scratch.store.remove(&id("s")).await.unwrap();
+        assert_eq!(scratch.names().await.len(), packs.len() - 1);
+        scratch.store.remove(&id("base")).await.unwrap();
+        assert_eq!(scratch.names().await, BTreeSet::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_is_not_removed_under_a_save_nor_under_one_that_borrows_through_it() {
+    for scratch in stores() {
+        let bytes = noise(1, 300_000);
+        save_one(&scratch.store, "a", &bytes, SaveOptions::default()).await;
+        save_one(&scratch.store, "b", &bytes, on_base("a")).await;
+        let writer = scratch.store.save(&id("c"), on_base("b")).await.unwrap();
+        for name in ["a", "b"] {
+            let e = failure(scratch.store.remove(&id(name)).await);
+            assert!(
+                e.to_string().contains("the save of c that is under way"),
+                "{e}"
+            );
+        }
+        writer.abort().await.unwrap();
+        scratch.store.remove(&id("b")).await.unwrap();
+        scratch.store.remove(&id("a")).await.unwrap();
+    }
+}
+
+/// The newest snapshot of the group `g`: those that were begun in the same millisecond are equally new.
+async fn newest(store: &Store) -> BTreeSet<String> {
+    let listed = store.list().await.unwrap();
+    let of_group = listed.iter().filter(|s| s.group.as_deref() == Some("g"));
+    let created = of_group.clone().map(|s| s.created_unix_ms).max();
+    of_group
+        .filter(|s| Some(s.created_unix_ms) == created)
+        .map(|s| s.snapshot.clone())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn savers_of_one_group_never_lose_the_newest_head() {
+    for scratch in stores() {
+        for round in 0..4 {
+            let saving = (0..16).map(|number| {
+                let store = scratch.store.clone();
+                tokio::spawn(async move {
+                    // Begun one after another, ended in any order.
+                    tokio::time::sleep(Duration::from_millis(number)).await;
+                    let name = format!("{round}-{number}");
+                    let sections = vec![blob("x", &noise(number, 20_000))];
+                    save(&store, &name, sections, in_group()).await
+                })
+            });
+            for saved in saving.collect::<Vec<_>>() {
+                saved.await.unwrap().unwrap();
+            }
+            let head = scratch.head().await.unwrap();
+            let newest = newest(&scratch.store).await;
+            assert!(
+                newest.contains(&head),
+                "the head is {head}, not one of {newest:?}"
+            );
+            assert!(
+                scratch
+                    .names()
+                    .await
+                    .iter()
+                    .all(|name| !name.ends_with("lease"))
+            );
+        }
+        assert_eq!(scratch.store.list().await.unwrap().len(), 64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn savers_and_removers_of_one_group_leave_its_newest_snapshot_as_head() {
+    for scratch in stores() {
+        let next = Arc::new(AtomicUsize::new(0));
+        let working = (0..4u64).map(|worker| {
+            let (store, next) = (scratch.store.clone(), next.clone());
+            tokio::spawn(async move {
+                let mut own = Vec::new();
+                for round in 0..8 {
+                    let name = format!("s{}", next.fetch_add(1, SeqCst));
+                    let sections = vec![blob("x", &noise(worker * 100 + round, 5_000))];
+                    save(&store, &name, sections, in_group()).await.unwrap();
+                    own.push(name);
+                    if round % 2 == 1 {
+                        // The newest of them, often the head. Somebody may be saving on it.
+                        let last = own.pop().unwrap();
+                        match store.remove(&id(&last)).await {
+                            Ok(_) => {}
+                            Err(e) => assert_eq!(e.kind(), ErrorKind::Conflict, "{e}"),
+                        }
+                    }
+                }
+            })
+        });
+        for worker in working.collect::<Vec<_>>() {
+            worker.await.unwrap();
+        }
+        let head = scratch.head().await.unwrap();
+        let newest = newest(&scratch.store).await;
+        assert!(
+            newest.contains(&head),
+            "the head is {head}, not one of {newest:?}"
+        );
+        for listed in scratch.store.list().await.unwrap() {
+            assert_sound(&scratch.store, &listed.snapshot).await;
+        }
+    }
+}
