@@ -49,7 +49,10 @@ fn budget() -> u64 {
 }
 
 fn open(dir: &Path) -> Store {
-    let options = OpenOptions { sync: false };
+    let options = OpenOptions {
+        sync: false,
+        ..OpenOptions::default()
+    };
     Store::open_with(dir.to_str().unwrap(), &options, None).unwrap()
 }
 
