@@ -306,14 +306,15 @@ impl PackPass<'_> {
         report.packs += 1;
         // An export's frames end where its extent maps begin; what follows was checked with the manifest.
         let embedded = self.pack.name.is_empty();
-        let len = if embedded { self.pack.length } else { meta.len };
-        if len != self.pack.length {
+        if !embedded && meta.len != self.pack.length {
             let why = format!(
                 "{object} is damaged: it has {} bytes, the manifest says {}",
                 meta.len, self.pack.length
             );
             note(self.findings, why, Vec::new());
         }
+        // What follows the end that the manifest names belongs to nobody.
+        let len = meta.len.min(self.pack.length);
         let entries = if embedded {
             let mut end = HEADER_LEN as u64;
             let apart = self.wanted.values().filter(|planned| {

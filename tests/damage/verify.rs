@@ -117,7 +117,7 @@ async fn a_lost_index_is_made_anew_from_the_frames() {
     world.replace(&borrowed, Some(&without_index)).await;
     let report = verify(&world, VerifyOptions::default()).await;
     assert_eq!(report.chunks, whole.chunks);
-    assert_eq!(report.rebuilt_indexes, [borrowed.clone()]);
+    assert_eq!(report.rebuilt_indexes, std::slice::from_ref(&borrowed));
     assert!(
         !report.is_sound() && report.damage.iter().all(|damage| damage.lost.is_empty()),
         "{report:?}"
@@ -159,12 +159,7 @@ async fn a_digest_is_demanded() {
     let digest = s.digest().to_string();
     s.demand_digest(&digest).unwrap();
     s.demand_digest(&digest.to_uppercase()).unwrap();
-    for wrong in [
-        &digest[1..],
-        "",
-        &digest.replace(|c| c == '0', "1"),
-        &"0".repeat(64),
-    ] {
+    for wrong in [&digest[1..], "", &digest.replace('0', "1"), &"0".repeat(64)] {
         let e = failure(s.demand_digest(wrong));
         assert_eq!(e.kind(), ErrorKind::Damaged, "{e}");
         assert!(
