@@ -124,6 +124,11 @@
 //! see [`gvisor`]. Take the checkpoint with `-compression=none`: podsnap compresses better, and finds what is there already only in bytes that
 //! nobody compressed.
 //!
+//! # Device memory
+//!
+//! A [`DeviceMemory`](device::DeviceMemory) is the memory of a GPU, or whatever else implements [`gpu::Device`]: as a section it is saved with its
+//! addresses, as a [target](restore::Target) it takes them back, over all of the device's streams.
+//!
 //! # Choosing a store
 //!
 //! | URL | |

@@ -442,6 +442,23 @@ async fn what_a_dead_save_left_can_be_removed_and_what_a_living_one_writes_canno
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aborted_saver_leaves_the_lease_of_who_took_it_over() {
+    for scratch in stores() {
+        let mut writer = scratch
+            .store
+            .save(&id("s"), SaveOptions::default())
+            .await
+            .unwrap();
+        writer.add(blob("x", &noise(1, 100_000))).await.unwrap();
+        let theirs = lease();
+        scratch.put_lease("s", &theirs).await;
+        writer.abort().await.unwrap();
+        assert_eq!(scratch.lease_of("s").await, Some(theirs));
+        assert_eq!(scratch.names().await.len(), 1);
+    }
+}
+
 /// A hook that holds one call back, the channel that lets it go on, and one that tells when it is reached.
 fn hold(
     call: Call,
