@@ -8,6 +8,7 @@ mod context;
 mod exit;
 mod interrupt;
 mod output;
+mod plot;
 mod progress;
 mod report;
 mod source;

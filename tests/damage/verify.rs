@@ -159,12 +159,7 @@ async fn a_digest_is_demanded() {
     let digest = s.digest().to_string();
     s.demand_digest(&digest).unwrap();
     s.demand_digest(&digest.to_uppercase()).unwrap();
-    for wrong in [
-        &digest[1..],
-        "",
-        &digest.replace('0', "1"),
-        &"0".repeat(64),
-    ] {
+    for wrong in [&digest[1..], "", &digest.replace('0', "1"), &"0".repeat(64)] {
         let e = failure(s.demand_digest(wrong));
         assert_eq!(e.kind(), ErrorKind::Damaged, "{e}");
         assert!(
