@@ -62,7 +62,7 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let bar = context.bar(Doing::Measuring, &options.progress);
     let measured = bench(&url, context.options(), &options).await?;
     drop(bar);
-    context.show(&measured, || text(&measured))?;
+    context.show(&measured, || text(&measured, options.bytes))?;
     if let Some(path) = &args.svg {
         fs::write(path, svg(&measured)).map_err(|e| {
             Failure::other(format!("cannot write the plot {}: {e}", path.display()))
@@ -71,7 +71,7 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     Ok(0)
 }
 
-fn text(measured: &BenchReport) -> String {
+fn text(measured: &BenchReport, bytes: u64) -> String {
     let mut text = format!("{}\n", printable_message(&measured.store));
     for (title, of, recommended) in [
         ("UPLOAD", &measured.uploads, measured.recommended_upload),
@@ -85,7 +85,7 @@ fn text(measured: &BenchReport) -> String {
             title, "RATE", "BYTES", "TIME", "RETRIES", "RESUMED", "HEDGES", "",
         ];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
-        rows.extend(of.iter().map(|m| row(m, recommended)));
+        rows.extend(of.iter().map(|m| row(m, recommended, bytes)));
         text.push('\n');
         text.push_str(&report::table(
             &rows,
@@ -112,11 +112,13 @@ fn text(measured: &BenchReport) -> String {
     text
 }
 
-fn row(measured: &Measured, recommended: Option<Setting>) -> Vec<String> {
+fn row(measured: &Measured, recommended: Option<Setting>, bytes: u64) -> Vec<String> {
     let elapsed = Duration::from_micros(measured.elapsed_us);
-    let mark = match measured.setting.is_some() && measured.setting == recommended {
-        true => "recommended",
-        false => "",
+    let mark = match measured.setting {
+        Some(setting) if Some(setting) == recommended => "recommended",
+        // Its pieces were never all under way.
+        Some(setting) if setting.memory() > bytes => "needs a larger --size",
+        _ => "",
     };
     vec![
         label(measured),
