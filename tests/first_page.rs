@@ -31,6 +31,7 @@ async fn a_page_takes_three_reads_of_at_most_256_kib() {
     let mut random = Noise(1);
     let mut offsets = vec![0, len - 4096];
     offsets.extend((0..20).map(|_| random.below((len / 4096) as usize) as u64 * 4096));
+    let mut four = 0;
     for offset in offsets {
         watched.take_reads();
         // Everything is opened anew: nothing is left in any cache of ours.
@@ -44,20 +45,15 @@ async fn a_page_takes_three_reads_of_at_most_256_kib() {
         let reads = watched.take_reads();
         pages.read_at(&mut expected, offset).unwrap();
         assert_bytes(&found, &expected, &format!("the page at {offset}"));
-        // A page may lie across the border of two chunks: then there is one frame more.
-        let frames = reads
-            .iter()
-            .filter(|(object, _)| object.contains("/pack-"))
-            .count();
-        assert!(
-            frames <= 2 && reads.len() - frames <= 2,
-            "page at {offset}: {reads:?}"
-        );
-        assert!(offset > 0 || frames <= 1, "the first page: {reads:?}");
+        assert!(offset > 0 || reads.len() <= 3, "the first page: {reads:?}");
+        // A page may lie across the border of two chunks whose frames are not neighbours.
+        assert!(reads.len() <= 4, "page at {offset}: {reads:?}");
+        four += usize::from(reads.len() == 4);
         let longest = reads.iter().map(|(_, len)| *len).max().unwrap();
         assert!(
             longest <= (256 << 10) + FRAME_HEADER_LEN as u64,
             "page at {offset}: {reads:?}"
         );
     }
+    assert!(four <= 3, "{four} of 22 pages took four reads");
 }
