@@ -5,6 +5,8 @@ use std::{fmt, io::Write};
 use podsnap::{Error, ErrorKind, printable_message};
 use serde_json::json;
 
+use crate::report;
+
 /// Any failure that has no code of its own.
 pub const FAILED: u8 = 1;
 /// The arguments make no sense, or do not fit what they are applied to.
@@ -65,8 +67,8 @@ impl Failure {
     /// One line on standard error, or one JSON document.
     pub fn print(&self, json: bool) {
         let line = if json {
-            json!({ "error": { "kind": self.kind, "message": self.message, "hint": self.hint } })
-                .to_string()
+            let document = json!({ "error": { "kind": self.kind, "message": self.message, "hint": self.hint } });
+            report::tame_json(&document.to_string())
         } else {
             let text = match &self.hint {
                 Some(hint) => format!("podsnap: {} ({hint})", self.message),

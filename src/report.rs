@@ -21,10 +21,15 @@ pub fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// A JSON document. Its strings may come from a snapshot, and JSON lets the upper control characters stand as they are.
+/// A JSON document.
 pub fn json(document: &impl Serialize) -> String {
     let json = serde_json::to_string_pretty(document).expect("documents are plain data");
-    let mut text = String::with_capacity(json.len() + 1);
+    format!("{}\n", tame_json(&json))
+}
+
+/// JSON without the upper control characters in its strings, which may come from a snapshot and which JSON lets stand.
+pub fn tame_json(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
     for c in json.chars() {
         match c {
             '\n' => text.push(c),
@@ -32,7 +37,6 @@ pub fn json(document: &impl Serialize) -> String {
             c => text.push(c),
         }
     }
-    text.push('\n');
     text
 }
 

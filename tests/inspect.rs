@@ -262,12 +262,12 @@ fn what_a_base_stores_is_borrowed_and_what_is_there_twice_is_not() {
     );
     assert!(text.text().contains("from base, stored there as"));
 
-    // The same once more borrows everything, from both.
-    tool.save("again", &["tmpfs:shm=shm", "memory=ram", "--base", "next"]);
+    // The same once more borrows nearly everything, from both: what grew out of another section may be cut anew.
+    let saved = tool.save("again", &["tmpfs:shm=shm", "memory=ram", "--base", "next"]);
     let report = tool.json(&["inspect", "again"]);
     assert_adds_up(&tool, &report);
-    assert_eq!(number(&report["new_bytes"]), 0);
-    assert_eq!(number(&report["new_chunks"]), 0);
+    assert_eq!(report["new_bytes"], saved["new_bytes"]);
+    assert!(number(&report["new_bytes"]) < 64 << 10);
     assert_eq!(list(&report["borrowed"]).len(), 2);
 }
 

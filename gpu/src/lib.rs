@@ -1,8 +1,8 @@
 //! Device memory for podsnap: what a GPU looks like to a save and a restore, and a device made of host memory.
 //!
 //! A [`Device`] has allocations at device addresses and copies bytes between them and pinned host memory on streams, in order
-//! within a stream and in any order between streams. This crate knows nothing of snapshots; a save reads a device through a
-//! section source, a restore writes it through a target. [`HostDevice`] behaves like a device to the byte, so that everything
+//! within a stream and in any order between streams. This crate knows nothing of snapshots; the engine's `DeviceMemory` is a
+//! section source and a target over any device. [`HostDevice`] behaves like a device to the byte, so that everything
 //! above can be tested on machines without one. A device behind CUDA's driver will implement the same trait.
 #![forbid(unsafe_code)]
 

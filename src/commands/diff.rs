@@ -14,8 +14,9 @@ use crate::{
 
 /// Show what is different between two snapshots
 ///
-/// Compares the ids of chunks and the lists of files; no data is read. What is called equal is equal. What two saves cut
-/// differently may be called new although it is not, and so may the content of a file that was only touched.
+/// Compares the ids of chunks and the lists of files. What is called equal is equal; what two saves cut differently may be
+/// called new although it is not. Small files share chunks with their neighbours: whether one changed is sometimes
+/// told for sure only with --read.
 ///
 /// The exit code is 0 whether anything is different or not; with --exit-code it is 1 if anything is.
 #[derive(Debug, clap::Args)]
@@ -23,6 +24,7 @@ use crate::{
 Examples:
   podsnap diff web-1 web-2
   podsnap diff web-1 file:elsewhere.podsnap --top 50
+  podsnap diff web-1 web-2 --read
   podsnap diff web-1 web-2 --exit-code > /dev/null || echo they differ
   podsnap diff web-1 web-2 --json | jq '.sections[] | {section, new_bytes}'")]
 pub struct Args {
@@ -35,6 +37,9 @@ pub struct Args {
     /// Most ranges and files to list, of each kind in each section
     #[arg(long, value_name = "N", default_value_t = 10)]
     top: usize,
+    /// Read the parts of files that are in other chunks, and tell for sure which files changed
+    #[arg(long)]
+    read: bool,
     /// Exit with 1 if anything is different
     #[arg(long)]
     exit_code: bool,
@@ -53,6 +58,7 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     };
     let options = DiffOptions {
         top: args.top,
+        read: args.read,
         cancel: context.cancel.clone(),
     };
     let report = a.diff(&b, &options).await?;
@@ -192,7 +198,7 @@ fn tree_details(title: &str, tree: &TreeDiff) -> String {
     text.push_str(&table(&rows, &[false, true]));
     if tree.undecided.count > 0 {
         text.push_str(&format!(
-            "  {} of {} are taken for unchanged by size, time and attributes: they are in chunks with something that changed\n",
+            "  {} of {} count as unchanged by size, time and attributes, but are in chunks that changed: --read tells for sure\n",
             count(tree.undecided.count, "file"),
             bytes(tree.undecided.bytes),
         ));
@@ -237,6 +243,7 @@ fn changed_row(entry: &ChangedEntry) -> Vec<String> {
                 format!("content ({} -> {})", bytes(a.size), bytes(b.size))
             }
             Change::Content => "content".to_owned(),
+            Change::PerhapsContent => "perhaps content".to_owned(),
             Change::Target => "target".to_owned(),
             Change::Device => "device".to_owned(),
             Change::Mode => format!("mode {:o} -> {:o}", a.mode, b.mode),

@@ -4,7 +4,7 @@ use podsnap::inspect::{
     Borrowed, Chunking, Duplicate, FileCost, InspectOptions, InspectReport, Place, SectionReport,
     SharedBytes,
 };
-use podsnap::printable;
+use podsnap::{printable, printable_message};
 
 use crate::{
     args::SnapshotRef,
@@ -61,7 +61,7 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         parts.join("\n")
     })?;
     for problem in &report.problems {
-        eprintln!("podsnap: {}", printable(problem));
+        eprintln!("podsnap: {}", printable_message(problem));
     }
     Ok(0)
 }

@@ -184,6 +184,10 @@ impl Backend for Watched {
             .ok_or_else(|| failed(Call::Delete, name))
     }
 
+    async fn remove_leftovers(&self, name: &str) -> Result<()> {
+        self.inner.remove_leftovers(name).await
+    }
+
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
         let answered = meet((self.hook)(Call::List, prefix), Call::List, prefix).await?;
         let listed = self.inner.list(prefix).await?;

@@ -3,6 +3,7 @@
 
 pub mod backend;
 pub mod extents;
+pub mod pages;
 pub mod tool;
 pub mod tree;
 
@@ -205,6 +206,11 @@ pub fn assert_bytes(found: &[u8], expected: &[u8], what: &str) {
 pub fn skipped(why: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
+}
+
+/// Whether the tests that take minutes or gigabytes are wanted.
+pub fn long_tests() -> bool {
+    std::env::var_os("PODSNAP_LONG_TESTS").is_some_and(|wanted| wanted == "1")
 }
 
 /// A runtime for tests that call `block_on` many times, as property tests do.

@@ -1,17 +1,22 @@
-//! Comparison of two snapshots by the ids of their chunks: no data is read, only manifests and the entry tables of trees.
+//! Comparison of two snapshots by the ids of their chunks: what is read are manifests and the entry tables of trees.
+//!
+//! Small files share chunks, and a chunk of which one file changed says nothing of its neighbours. Who wants to be sure of every file lets
+//! the chunks in doubt be read; no others are.
 
+mod files;
 mod report;
 mod stream;
 mod tree;
 
 use podsnap_format::{Shape, manifest::SectionInfo, tree::TreeTable};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 pub use report::*;
 
 use self::{
+    files::{Data, Tree},
     stream::{Had, StreamDiff},
-    tree::Tree,
 };
 use crate::{
     base::BaseIndex,
@@ -50,6 +55,8 @@ use crate::{
 pub struct DiffOptions {
     /// Most ranges and entries of each section that are listed, of each kind.
     pub top: usize,
+    /// Whether to read the files that are in other chunks, as far as they are, and so tell for sure whether they changed.
+    pub read: bool,
     /// Ends the comparison with [`ErrorKind::Interrupted`](crate::ErrorKind) when it is cancelled.
     pub cancel: CancellationToken,
 }
@@ -58,6 +65,7 @@ impl Default for DiffOptions {
     fn default() -> Self {
         Self {
             top: 10,
+            read: false,
             cancel: CancellationToken::new(),
         }
     }
@@ -155,15 +163,26 @@ impl Read {
         let stream = StreamDiff::of(section_a, section_b, info_b.length, had, &options.cancel)?;
         let tree = match (&self.tables[in_b], section_a) {
             (Some((table_a, table_b)), Some(section_a)) => {
+                let cancel = &options.cancel;
+                let data = |snapshot: &Snapshot, section| {
+                    let reader = snapshot.reader(section);
+                    options
+                        .read
+                        .then(|| Data::new(reader, Handle::current(), cancel.clone()))
+                };
+                let data_a = in_a.and_then(|in_a| data(&self.a, in_a));
+                let data_b = data(&self.b, in_b);
                 let a = Tree {
                     table: table_a,
                     section: section_a,
+                    data: data_a.as_ref(),
                 };
                 let b = Tree {
                     table: table_b,
                     section: section_b,
+                    data: data_b.as_ref(),
                 };
-                let (chunks, cancel) = (&self.index.chunks, &options.cancel);
+                let chunks = &self.index.chunks;
                 Some(tree::compare(a, b, chunks, options.top, cancel)?)
             }
             _ => None,

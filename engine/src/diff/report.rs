@@ -106,8 +106,8 @@ pub struct TreeDiff {
     pub changed: u64,
     /// Of these, the ones of which most bytes changed.
     pub changes: Vec<ChangedEntry>,
-    /// Files of the same size, time and attributes that are in chunks with something that changed: most probably unchanged,
-    /// but only reading could tell.
+    /// Files of the same size, time and attributes that are in chunks with something that changed: probably unchanged, but
+    /// only [reading](super::DiffOptions::read) tells.
     pub undecided: Entries,
     /// Entries that are the same.
     pub unchanged: u64,
@@ -154,19 +154,21 @@ pub struct ChangedEntry {
     pub b: EntryState,
     /// In what they differ.
     pub changes: Vec<Change>,
-    /// Bytes of a file in B that are not known to be the same at the same offset in A.
+    /// Bytes of a file in B that are not the same, or not known to be, at the same offset in A.
     pub changed_bytes: u64,
 }
 
 /// In what an entry differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Change {
     /// What kind of entry it is.
     Type,
-    /// Bytes of a file; its length or time may differ too.
+    /// Bytes or length of a file.
     Content,
+    /// Perhaps bytes of a file: it has another time and is in other chunks, but these hold something else too.
+    PerhapsContent,
     /// What a symbolic link points to, or which file a hard link is a name of.
     Target,
     /// The number of a device.

@@ -45,14 +45,17 @@ impl Had {
     }
 }
 
-/// What stands at `offset` of a section, and for how many bytes.
-pub(super) fn content_at(extents: &[PlacedExtent], offset: u64) -> Option<(Content, u64)> {
+/// The extent that holds the byte at `offset`.
+pub(super) fn extent_at(extents: &[PlacedExtent], offset: u64) -> Option<&PlacedExtent> {
     let behind = extents.partition_point(|e| e.offset <= offset);
     let extent = extents.get(behind.checked_sub(1)?)?;
+    (offset - extent.offset < extent.len).then_some(extent)
+}
+
+/// What stands at `offset` of a section, and for how many bytes.
+pub(super) fn content_at(extents: &[PlacedExtent], offset: u64) -> Option<(Content, u64)> {
+    let extent = extent_at(extents, offset)?;
     let skipped = offset - extent.offset;
-    if skipped >= extent.len {
-        return None;
-    }
     let content = match extent.content {
         Content::Zero => Content::Zero,
         Content::Chunk { chunk, start } => Content::Chunk {

@@ -5,20 +5,16 @@
 
 use std::cmp::{Ordering, Reverse};
 
-use podsnap_format::{
-    manifest::Chunk,
-    tree::{Entry, EntryKind, TreeTable},
-};
+use podsnap_format::{manifest::Chunk, tree::EntryKind};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    report::{Change, ChangedEntry, Entries, EntryState, TreeDiff},
-    stream::content_at,
+    files::{Tree, size},
+    report::{Change, ChangedEntry, Entries, TreeDiff},
 };
 use crate::{
-    base::{BaseSection, Content},
+    base::Content,
     error::{Error, Result},
-    printable,
 };
 
 /// Entries gone through between two looks at the cancellation.
@@ -27,105 +23,12 @@ const ENTRIES_AT_ONCE: usize = 1024;
 /// An entry of A has no partner in B.
 const NONE: u32 = u32::MAX;
 
-/// A tree and the extents of its section.
-#[derive(Clone, Copy)]
-pub(super) struct Tree<'a> {
-    pub(super) table: &'a TreeTable,
-    pub(super) section: &'a BaseSection,
-}
-
-impl<'a> Tree<'a> {
-    fn entry(&self, index: u32) -> &'a Entry {
-        &self.table.entries()[index as usize]
-    }
-
-    /// The file that an entry is a name of, or the entry itself.
-    fn resolved(&self, index: u32) -> u32 {
-        match self.entry(index).kind {
-            EntryKind::HardLink { target } => target,
-            _ => index,
-        }
-    }
-
-    fn len(&self) -> u32 {
-        self.table.entries().len() as u32
-    }
-
-    /// How deep each entry is.
-    fn depths(&self) -> Vec<u16> {
-        let mut depths: Vec<u16> = Vec::with_capacity(self.table.entries().len());
-        for (index, entry) in self.table.entries().iter().enumerate() {
-            // Tables deeper than MAX_DEPTH were refused.
-            depths.push(match index {
-                0 => 0,
-                _ => depths[entry.parent as usize] + 1,
-            });
-        }
-        depths
-    }
-
-    /// What a file has at `offset`, and for how many bytes; holes are zeros.
-    fn content_at(&self, index: u32, offset: u64) -> Option<(Content, u64)> {
-        let EntryKind::Regular { size, ranges } = &self.entry(index).kind else {
-            return None;
-        };
-        if offset >= *size {
-            return None;
-        }
-        let after = ranges.partition_point(|range| range.file_offset <= offset);
-        if let Some(range) = ranges[..after].last()
-            && offset - range.file_offset < range.length
-        {
-            let skipped = offset - range.file_offset;
-            let (content, left) = content_at(&self.section.extents, range.stream_offset + skipped)?;
-            return Some((content, left.min(range.length - skipped)));
-        }
-        let end = ranges.get(after).map_or(*size, |next| next.file_offset);
-        Some((Content::Zero, end - offset))
-    }
-
-    fn state(&self, path_of: u32, index: u32) -> EntryState {
-        let entry = self.entry(index);
-        let attributes = &entry.attributes;
-        EntryState {
-            path: printable(self.table.path(path_of)),
-            kind: kind_name(&entry.kind),
-            size: size(&entry.kind),
-            mode: attributes.mode,
-            uid: attributes.uid,
-            gid: attributes.gid,
-            mtime_seconds: attributes.mtime.seconds,
-            mtime_nanos: attributes.mtime.nanos,
-        }
-    }
-}
-
-fn kind_name(kind: &EntryKind) -> &'static str {
-    match kind {
-        EntryKind::Directory => "directory",
-        EntryKind::Regular { .. } => "file",
-        EntryKind::Symlink { .. } => "symlink",
-        EntryKind::Fifo => "fifo",
-        EntryKind::Socket => "socket",
-        EntryKind::CharDevice { .. } => "character device",
-        EntryKind::BlockDevice { .. } => "block device",
-        EntryKind::HardLink { .. } => "hard link",
-    }
-}
-
-fn size(kind: &EntryKind) -> u64 {
-    match kind {
-        EntryKind::Regular { size, .. } => *size,
-        _ => 0,
-    }
-}
-
 /// How the contents of two files compare.
 #[derive(Debug, Clone, Copy, Default)]
 struct ContentDiff {
-    /// Bytes of B that are not known to be the same.
+    /// Bytes of B that are different or not known to be the same.
     unequal: u64,
-    /// Whether they are known to be different.
+    /// Whether some are known to be different.
     proven: bool,
 }
 
@@ -149,7 +52,7 @@ pub(super) fn compare(
         unchanged: 0,
     };
     comparison.run(cancel)?;
-    Ok(comparison.finish(top))
+    comparison.finish(top)
 }
 
 struct Comparison<'a> {
@@ -199,7 +102,7 @@ impl Comparison<'_> {
                     in_b = self.skip(&depths_b, in_b, false);
                 }
                 Ordering::Equal => {
-                    self.pair(in_a, in_b);
+                    self.pair(in_a, in_b)?;
                     in_a += 1;
                     in_b += 1;
                 }
@@ -226,45 +129,45 @@ impl Comparison<'_> {
         next
     }
 
-    fn pair(&mut self, in_a: u32, in_b: u32) {
+    fn pair(&mut self, in_a: u32, in_b: u32) -> Result<()> {
         self.partners[in_a as usize] = in_b;
-        let (changes, content) = self.changes(in_a, in_b);
+        let (changes, content) = self.changes(in_a, in_b)?;
         if !changes.is_empty() {
-            let unequal = if changes.contains(&Change::Content) {
+            let rank = if changes.contains(&Change::Content) {
                 content.unequal
             } else {
                 0
             };
-            self.changed.push((Reverse(unequal), in_a, in_b));
+            self.changed.push((Reverse(rank), in_a, in_b));
         } else if content.unequal > 0 {
             self.undecided.push(in_b);
         } else {
             self.unchanged += 1;
         }
+        Ok(())
     }
 
     /// In what two entries of the same path differ.
-    fn changes(&self, in_a: u32, in_b: u32) -> (Vec<Change>, ContentDiff) {
+    fn changes(&self, in_a: u32, in_b: u32) -> Result<(Vec<Change>, ContentDiff)> {
         let (of_a, of_b) = (self.a.resolved(in_a), self.b.resolved(in_b));
         let linked = of_a != in_a || of_b != in_b;
         let mut changes = Vec::new();
         if linked {
             if of_a != in_a && of_b != in_b && self.partners[of_a as usize] == of_b {
                 // Whatever changed is said of the first name.
-                return (changes, ContentDiff::default());
+                return Ok((changes, ContentDiff::default()));
             }
             changes.push(Change::Target);
         }
         let (a, b) = (self.a.entry(of_a), self.b.entry(of_b));
         let mut content = ContentDiff::default();
         match (&a.kind, &b.kind) {
-            (EntryKind::Regular { .. }, EntryKind::Regular { .. }) => {
-                content = self.content(of_a, of_b);
-                let resized = size(&a.kind) != size(&b.kind);
-                let rewritten = content.unequal > 0
-                    && (content.proven || a.attributes.mtime != b.attributes.mtime);
-                if resized || rewritten {
+            (EntryKind::Regular { size: len_a, .. }, EntryKind::Regular { size: len_b, .. }) => {
+                content = self.content(of_a, of_b)?;
+                if content.proven || len_a != len_b {
                     changes.push(Change::Content);
+                } else if content.unequal > 0 && a.attributes.mtime != b.attributes.mtime {
+                    changes.push(Change::PerhapsContent);
                 }
             }
             (EntryKind::Symlink { target: a }, EntryKind::Symlink { target: b }) => {
@@ -295,11 +198,12 @@ impl Comparison<'_> {
                 changes.push(change);
             }
         }
-        (changes, content)
+        Ok((changes, content))
     }
 
-    fn content(&self, in_a: u32, in_b: u32) -> ContentDiff {
+    fn content(&self, in_a: u32, in_b: u32) -> Result<ContentDiff> {
         let mut diff = ContentDiff::default();
+        let (mut bytes_a, mut bytes_b) = (Vec::new(), Vec::new());
         let mut at = 0;
         while let Some((content_b, left_b)) = self.b.content_at(in_b, at) {
             let Some((content_a, left_a)) = self.a.content_at(in_a, at) else {
@@ -308,12 +212,22 @@ impl Comparison<'_> {
             };
             let len = left_a.min(left_b);
             if content_a != content_b {
-                diff.unequal += len;
-                diff.proven |= self.are_whole_chunks(content_a, content_b, len);
+                // One of them is in a chunk, so this is no longer than a chunk.
+                bytes_a.resize(len as usize, 0);
+                bytes_b.resize(len as usize, 0);
+                if self.a.read(in_a, at, &mut bytes_a)? && self.b.read(in_b, at, &mut bytes_b)? {
+                    let differ = bytes_a.iter().zip(&bytes_b).filter(|(a, b)| a != b);
+                    let differing = differ.count() as u64;
+                    diff.unequal += differing;
+                    diff.proven |= differing > 0;
+                } else {
+                    diff.unequal += len;
+                    diff.proven |= self.are_whole_chunks(content_a, content_b, len);
+                }
             }
             at += len;
         }
-        diff
+        Ok(diff)
     }
 
     /// Whether both are one whole chunk of this length: then their ids tell that they differ.
@@ -327,26 +241,26 @@ impl Comparison<'_> {
         is_whole(a) && is_whole(b)
     }
 
-    fn finish(mut self, top: usize) -> TreeDiff {
+    fn finish(mut self, top: usize) -> Result<TreeDiff> {
         self.changed.sort_unstable();
-        let listed = self.changed.iter().take(top);
-        let changes = listed.map(|(_, in_a, in_b)| {
-            let (changes, content) = self.changes(*in_a, *in_b);
-            ChangedEntry {
+        let mut listed = Vec::new();
+        for (_, in_a, in_b) in self.changed.iter().take(top) {
+            let (changes, content) = self.changes(*in_a, *in_b)?;
+            listed.push(ChangedEntry {
                 a: self.a.state(*in_a, self.a.resolved(*in_a)),
                 b: self.b.state(*in_b, self.b.resolved(*in_b)),
                 changes,
                 changed_bytes: content.unequal,
-            }
-        });
-        TreeDiff {
-            changes: changes.collect(),
+            });
+        }
+        Ok(TreeDiff {
+            changes: listed,
             added: entries(self.b, &self.added, top),
             removed: entries(self.a, &self.removed, top),
             changed: self.changed.len() as u64,
             undecided: entries(self.b, &self.undecided, top),
             unchanged: self.unchanged,
-        }
+        })
     }
 }
 

@@ -17,7 +17,11 @@ use std::{
     time::Instant,
 };
 
-use podsnap_format::{Shape, manifest::SectionInfo, tree::TreeTable};
+use podsnap_format::{
+    Shape,
+    manifest::SectionInfo,
+    tree::{MAX_TABLE_LEN, TreeTable},
+};
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 use tokio_util::sync::CancellationToken;
 
@@ -421,9 +425,6 @@ impl std::fmt::Display for LostRange {
         )
     }
 }
-
-/// An entry table longer than this, in bytes, is refused: at 60 bytes an entry it would describe 17 million files.
-const MAX_TABLE_LEN: u64 = 1 << 30;
 
 /// Longest name that file systems take, in bytes.
 const MAX_FILE_NAME_LEN: usize = 255;

@@ -2,32 +2,41 @@
 //!
 //! Buffers are used again and again, so that the kernel has to find and clear their pages once only.
 
-use std::ops::{Deref, DerefMut};
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{Arc, Condvar, Mutex},
+};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-
-/// Hands out a fixed number of buffers and takes them back when they are dropped. Clones share the buffers.
+/// Hands out a fixed number of buffers and takes them back when they are dropped. Clones share the buffers. The one that came back last is
+/// handed out first: it is still in the processor's cache, and buffers that are not needed are never touched.
 #[derive(Clone)]
-pub(super) struct BufferPool {
-    free: Receiver<Vec<u8>>,
-    back: Sender<Vec<u8>>,
+pub(super) struct BufferPool(Arc<Shared>);
+
+struct Shared {
+    free: Mutex<Vec<Vec<u8>>>,
+    returned: Condvar,
 }
 
 impl BufferPool {
     /// A pool of `count` buffers, each allocated when it is first needed.
     pub(super) fn new(count: usize) -> Self {
-        let (back, free) = bounded(count);
-        for _ in 0..count {
-            back.send(Vec::new()).expect("there is room for all");
-        }
-        Self { free, back }
+        Self(Arc::new(Shared {
+            free: Mutex::new(vec![Vec::new(); count]),
+            returned: Condvar::new(),
+        }))
     }
 
     /// A buffer with what its last user left in it, waiting until one is free.
     pub(super) fn take(&self) -> Buffer {
+        let free = self.0.free.lock().expect("no panic while held");
+        let mut free = self
+            .0
+            .returned
+            .wait_while(free, |free| free.is_empty())
+            .expect("no panic while held");
         Buffer {
-            bytes: self.free.recv().expect("the pool keeps a sender"),
-            back: self.back.clone(),
+            bytes: free.pop().expect("waited for"),
+            pool: self.0.clone(),
         }
     }
 }
@@ -35,7 +44,7 @@ impl BufferPool {
 /// A buffer of the pool.
 pub(super) struct Buffer {
     bytes: Vec<u8>,
-    back: Sender<Vec<u8>>,
+    pool: Arc<Shared>,
 }
 
 impl Deref for Buffer {
@@ -60,7 +69,8 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // The pool may be gone; then so may the bytes.
-        let _ = self.back.try_send(std::mem::take(&mut self.bytes));
+        let mut free = self.pool.free.lock().expect("no panic while held");
+        free.push(std::mem::take(&mut self.bytes));
+        self.pool.returned.notify_one();
     }
 }

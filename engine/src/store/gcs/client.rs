@@ -371,7 +371,11 @@ impl Client {
             )
         };
         match status {
-            StatusCode::NOT_FOUND if message.contains("bucket does not exist") => Failure::Final(
+            // Nothing but the bucket has to be there for these.
+            StatusCode::NOT_FOUND
+                if message.contains("bucket does not exist")
+                    || request.object.is_empty()
+                    || matches!(request.action, "write" | "list") => Failure::Final(
                 Error::new(
                     ErrorKind::Store,
                     format!("there is no bucket gs://{}", self.bucket),
