@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Parser};
-use podsnap::{Role, SnapshotId};
+use podsnap::{Role, SnapshotId, bench::Setting};
 
 use crate::commands::Command;
 
@@ -58,9 +58,58 @@ pub struct Global {
     /// In a local store, do not wait until data is on disk: faster, and not safe against a power cut
     #[arg(long, global = true)]
     pub no_sync: bool,
+    /// In a gs:// bucket, upload packs in parts of SIZE, N at once, which takes SIZE x N of memory [default: 32M:12]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SIZE:N",
+        hide_short_help = true,
+        value_parser = parse_setting
+    )]
+    pub upload_parts: Option<Setting>,
+    /// In a gs:// bucket, download ranges of SIZE, N at once, which takes SIZE x N of memory [default: 8M:24]
+    #[arg(
+        long,
+        global = true,
+        value_name = "SIZE:N",
+        hide_short_help = true,
+        value_parser = parse_setting
+    )]
+    pub download_ranges: Option<Setting>,
     /// Log to standard error; twice for more. PODSNAP_LOG takes a filter, such as podsnap_engine=trace
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// A number of bytes: `4096`, `64K`, `32M` or `1G`.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let unit = match text.as_bytes().last() {
+        Some(b'K' | b'k') => 1 << 10,
+        Some(b'M' | b'm') => 1 << 20,
+        Some(b'G' | b'g') => 1 << 30,
+        _ => 1,
+    };
+    let digits = match unit {
+        1 => text,
+        _ => &text[..text.len() - 1],
+    };
+    let number: Option<u64> = digits.parse().ok();
+    number
+        .and_then(|number| number.checked_mul(unit))
+        .ok_or_else(|| format!("{text:?} is no size; write 4096, 64K, 32M or 1G"))
+}
+
+/// Pieces of a transfer: `SIZE:N`.
+fn parse_setting(text: &str) -> Result<Setting, String> {
+    const SIZES: std::ops::RangeInclusive<u64> = 256 << 10..=128 << 20;
+    let (size, count) = text.split_once(':').ok_or("write SIZE:N, such as 16M:8")?;
+    let len = parse_bytes(size)?;
+    if !SIZES.contains(&len) {
+        return Err("SIZE is at least 256K and at most 128M".to_owned());
+    }
+    let at_once = count.parse().ok().filter(|n| (1..=64).contains(n));
+    let at_once = at_once.ok_or("N is a number from 1 to 64")?;
+    Ok(Setting { len, at_once })
 }
 
 /// A section by role and name.

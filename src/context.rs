@@ -28,26 +28,44 @@ pub struct Context {
 
 impl Context {
     pub fn new(global: Global) -> Result<Self, Failure> {
+        let mut options = OpenOptions {
+            sync: !global.no_sync,
+            ..OpenOptions::default()
+        };
+        if let Some(parts) = global.upload_parts {
+            options.gcs.part_len = parts.len as usize;
+            options.gcs.parts_at_once = parts.at_once;
+        }
+        if let Some(ranges) = global.download_ranges {
+            options.gcs.read_len = ranges.len;
+            options.gcs.reads_at_once = ranges.at_once;
+        }
         Ok(Self {
             url: global.store.filter(|url| !url.is_empty()),
             key: global.key_file.as_deref().map(read_key).transpose()?,
-            options: OpenOptions {
-                sync: !global.no_sync,
-                ..OpenOptions::default()
-            },
+            options,
             json: global.json,
             quiet: global.quiet,
             cancel: CancellationToken::new(),
         })
     }
 
-    /// The store that the arguments, the environment or the default name.
+    /// The URL that the arguments, the environment or the default name.
+    pub fn url(&self) -> Result<String, Failure> {
+        match &self.url {
+            Some(url) => Ok(url.clone()),
+            None => default_store(),
+        }
+    }
+
+    /// How stores are opened.
+    pub fn options(&self) -> &OpenOptions {
+        &self.options
+    }
+
+    /// The store at that URL.
     pub fn store(&self) -> Result<Store, Failure> {
-        let url = match &self.url {
-            Some(url) => url.clone(),
-            None => default_store()?,
-        };
-        self.store_at(&url)
+        self.store_at(&self.url()?)
     }
 
     /// A store elsewhere, with the key and the options that were given.

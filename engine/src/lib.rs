@@ -7,6 +7,7 @@
 //! store's own worker threads.
 
 mod base;
+pub mod bench;
 mod catalog;
 pub mod chunking;
 mod coverage;

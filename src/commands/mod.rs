@@ -1,5 +1,7 @@
 //! The commands, one file each: its arguments with their help, and what it does.
 
+mod bench;
+mod bucket;
 mod completions;
 pub mod demo;
 mod diff;
@@ -27,6 +29,8 @@ pub enum Command {
     Rm(rm::Args),
     Export(export::Args),
     Import(import::Args),
+    Bench(bench::Args),
+    Bucket(bucket::Args),
     Demo(demo::Args),
     #[command(hide = true)]
     DemoPod(demo::pod::Args),
@@ -45,6 +49,8 @@ pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
         Command::Rm(args) => rm::run(args, context).await,
         Command::Export(args) => export::run(args, context).await,
         Command::Import(args) => import::run(args, context).await,
+        Command::Bench(args) => bench::run(args, context).await,
+        Command::Bucket(args) => bucket::run(args, context).await,
         Command::Demo(args) => demo::run(args, context).await,
         Command::DemoPod(args) => demo::pod::run(args),
         Command::Completions(args) => completions::run(args),

@@ -328,27 +328,25 @@ impl Snapshot {
         }
     }
 
-    /// Reads one chunk into `raw`; returns its frame. One that does not check out is read again: if the same bytes come twice, the
-    /// store has them so.
+    /// Reads one chunk into `raw`; returns its frame. One that does not check out is read again.
     pub(crate) async fn read_chunk(&self, chunk: &Chunk, raw: &mut Vec<u8>) -> Result<Bytes> {
         let start = chunk.location.offset;
         let end = start + FRAME_HEADER_LEN as u64 + u64::from(chunk.location.encoded_len);
         let mut decoder = Decoder::new();
-        let mut before = None;
-        for reread in 0.. {
+        let mut reread = 0;
+        loop {
             let bytes = self.read_pack(chunk.location.pack, start..end).await?;
-            let why =
-                match frames::decode_checked(&bytes, chunk, self.key.as_ref(), &mut decoder, raw) {
-                    Ok(()) => return Ok(bytes),
-                    Err(why) => why,
-                };
-            if before.as_ref() == Some(&bytes) || reread == frames::REREADS {
-                let object = self.pack_object(&self.directory.packs[chunk.location.pack as usize]);
-                return Err(Error::damaged(frames::place(&object, start), why));
+            let key = self.key.as_ref();
+            match frames::decode_checked(&bytes, chunk, key, &mut decoder, raw) {
+                Ok(()) => return Ok(bytes),
+                Err(why) if reread == frames::REREADS => {
+                    let pack = &self.directory.packs[chunk.location.pack as usize];
+                    let place = frames::place(&self.pack_object(pack), start);
+                    return Err(Error::damaged(place, why));
+                }
+                Err(_) => reread += 1,
             }
-            before = Some(bytes);
         }
-        unreachable!("the loop ends by returning")
     }
 
     /// The version to read a pack at, if the store gave one.

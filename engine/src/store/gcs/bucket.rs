@@ -16,6 +16,8 @@ pub struct Bucket {
     pub location: String,
     /// `region`, `dual-region` or `multi-region`.
     pub location_type: String,
+    /// Regions of a dual-region that its owner put together, in upper case.
+    pub data_locations: Vec<String>,
     /// Class of objects that name none.
     pub storage_class: String,
     /// Whether folders are resources, which takes eight times the rate of requests.
@@ -30,6 +32,8 @@ pub struct Bucket {
     pub default_hold: bool,
     /// Whether a lifecycle rule removes parts that a crash left behind.
     pub removes_parts: bool,
+    /// Number of lifecycle rules.
+    pub lifecycle_rules: usize,
 }
 
 /// Something about a bucket that its owner should know.
@@ -81,10 +85,16 @@ fn parse(name: &str, json: &Value) -> Bucket {
                 && suffixes.is_some_and(|s| s.iter().any(|s| s == super::upload::PART_SUFFIX))
         })
     });
+    let data_locations = json["customPlacementConfig"]["dataLocations"].as_array();
     Bucket {
         name: name.to_owned(),
-        location: text(&json["location"]),
+        location: place(&json["location"]).unwrap_or_default(),
         location_type: text(&json["locationType"]),
+        data_locations: data_locations
+            .into_iter()
+            .flatten()
+            .filter_map(place)
+            .collect(),
         storage_class: text(&json["storageClass"]),
         hierarchical_namespace: flag(&json["hierarchicalNamespace"]["enabled"]),
         soft_delete_s: seconds(&json["softDeletePolicy"]["retentionDurationSeconds"]).unwrap_or(0),
@@ -92,7 +102,15 @@ fn parse(name: &str, json: &Value) -> Bucket {
         retention_s: seconds(&json["retentionPolicy"]["retentionPeriod"]),
         default_hold: flag(&json["defaultEventBasedHold"]),
         removes_parts,
+        lifecycle_rules: rules.map_or(0, Vec::len),
     }
+}
+
+/// A location's name. It becomes part of commands that people run, so whatever does not look like one is none.
+fn place(value: &Value) -> Option<String> {
+    let name = value.as_str()?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    (name.len() <= 64 && name.chars().all(plain)).then(|| name.to_ascii_uppercase())
 }
 
 /// The finding of a bucket whose settings cannot be read.
@@ -103,22 +121,54 @@ pub(super) fn unknown(bucket: &str, why: &Error) -> Finding {
             "the settings of gs://{bucket} cannot be read, so it is not known whether saves are as fast as they can be ({why}); let the agent read them"
         ),
         command: Some(format!(
-            "gcloud storage buckets add-iam-policy-binding gs://{bucket} --member=PRINCIPAL --role=roles/storage.bucketViewer"
+            "gcloud storage buckets add-iam-policy-binding gs://{} --member={} --role=roles/storage.bucketViewer",
+            shell_word(bucket),
+            super::permissions::principal(&why.to_string())
         )),
         slows_saves: true,
     }
 }
 
 /// The command that makes a bucket as snapshots want it.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// use podsnap::store::gcs::bucket::create_command;
+///
+/// let command = create_command("snapshots", "us-east1");
+/// assert!(command.starts_with("gcloud storage buckets create gs://snapshots --location=us-east1 "));
+/// ```
 pub fn create_command(bucket: &str, location: &str) -> String {
+    let (bucket, location) = (shell_word(bucket), shell_word(location));
     format!(
         "gcloud storage buckets create gs://{bucket} --location={location} --default-storage-class=STANDARD --uniform-bucket-level-access --enable-hierarchical-namespace --soft-delete-duration=0"
     )
 }
 
+/// The command that lets a bucket remove the parts that crashed saves left, once they are two days old. It replaces all rules there are.
+pub fn lifecycle_command(bucket: &str) -> String {
+    let bucket = shell_word(bucket);
+    let rule = format!(
+        r#"{{"rule":[{{"action":{{"type":"Delete"}},"condition":{{"age":2,"matchesSuffix":["{}"]}}}}]}}"#,
+        super::upload::PART_SUFFIX
+    );
+    format!(
+        "echo '{rule}' > parts.json && gcloud storage buckets update gs://{bucket} --lifecycle-file=parts.json"
+    )
+}
+
+/// `text` as one word of a shell's command line.
+pub(super) fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 impl Bucket {
     /// Whether parts of packs could be removed again.
-    pub(super) fn can_remove_parts(&self) -> bool {
+    pub(crate) fn can_remove_parts(&self) -> bool {
         self.retention_s.is_none() && !self.default_hold
     }
 
@@ -134,7 +184,12 @@ impl Bucket {
                 slows_saves,
             });
         };
-        let update = |option: &str| format!("gcloud storage buckets update gs://{bucket} {option}");
+        let update = |option: &str| {
+            format!(
+                "gcloud storage buckets update gs://{} {option}",
+                shell_word(bucket)
+            )
+        };
         if let Some(seconds) = self.retention_s {
             add(
                 "retention-policy",
@@ -198,20 +253,17 @@ impl Bucket {
             );
         }
         if !self.removes_parts {
-            let rule = format!(
-                r#"{{"rule":[{{"action":{{"type":"Delete"}},"condition":{{"age":2,"matchesSuffix":["{}"]}}}}]}}"#,
-                super::upload::PART_SUFFIX
-            );
+            let others = match self.lifecycle_rules {
+                0 => "",
+                _ => ". The command replaces the rules it has: add those to the file",
+            };
             add(
                 "no-lifecycle",
                 false,
                 format!(
-                    "gs://{bucket} has no lifecycle rule for parts that a crashed save leaves and that no later save of the same id removes"
+                    "gs://{bucket} has no lifecycle rule for parts that a crashed save leaves and that no later save of the same id removes{others}"
                 ),
-                format!(
-                    "echo '{rule}' > parts.json && {}",
-                    update("--lifecycle-file=parts.json")
-                ),
+                lifecycle_command(bucket),
             );
         }
         findings

@@ -103,7 +103,7 @@ impl<'a> Request<'a> {
     }
 
     /// A mutation: the server carries out only one of several that carry the same token.
-    fn mutation(
+    pub(super) fn mutation(
         method: Method,
         url: String,
         action: &'static str,
@@ -123,7 +123,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    fn with_body(mut self, content_type: &str, body: PutPayload) -> Self {
+    pub(super) fn with_body(mut self, content_type: &str, body: PutPayload) -> Self {
         let content_type = HeaderValue::from_str(content_type).expect("a plain content type");
         self.headers.insert(header::CONTENT_TYPE, content_type);
         self.body = body;
@@ -371,7 +371,11 @@ impl Client {
             )
         };
         match status {
-            StatusCode::NOT_FOUND if message.contains("bucket does not exist") => Failure::Final(
+            // Nothing but the bucket has to be there for these.
+            StatusCode::NOT_FOUND
+                if message.contains("bucket does not exist")
+                    || request.object.is_empty()
+                    || matches!(request.action, "write" | "list") => Failure::Final(
                 Error::new(
                     ErrorKind::Store,
                     format!("there is no bucket gs://{}", self.bucket),
@@ -449,7 +453,7 @@ impl Client {
     }
 
     /// Sends a request until it is answered or there is no hope. Returns the answer's bytes and the number of tries.
-    async fn call(&self, request: &Request<'_>) -> Result<(Bytes, u32), (Error, u32)> {
+    pub(super) async fn call(&self, request: &Request<'_>) -> Result<(Bytes, u32), (Error, u32)> {
         let mut tries = self.tries();
         let mut refreshed = false;
         loop {

@@ -3,16 +3,20 @@
 //! - `client`: one request, its retries and its errors; `credentials`: who is asking.
 //! - `download`: ranges of objects, hedged, resumed in mid-body.
 //! - `upload`: packs as parts that are uploaded in parallel and composed on the server.
-//! - `bucket`: the bucket's own settings, and what is wrong with them.
+//! - `bucket`: the bucket's own settings, and what is wrong with them; `location`: where it lies and where we are.
+//! - `check`: all that can be found out about a bucket; `permissions`: what the caller may do there, tried out.
 //!
 //! Nothing here lists or uses multipart uploads unless it is asked to: a role that isolates tenants forbids both. Every write has a
 //! generation precondition and an idempotency token, so that a repetition cannot do harm; every read is pinned to a generation.
 
 pub mod bucket;
+mod check;
 mod client;
 mod credentials;
 mod download;
 mod latency;
+mod location;
+mod permissions;
 mod retry;
 mod stats;
 mod upload;
@@ -30,11 +34,16 @@ use bytes::Bytes;
 use tokio::sync::{OnceCell, Semaphore};
 
 pub(crate) use self::upload::PART_SUFFIX;
+pub use self::{
+    check::{BucketCheck, setup_commands},
+    permissions::{Access, Permission},
+    retry::RetryPolicy,
+    stats::GcsStats,
+};
 use self::{
     client::{Answer, Client, Conditional},
     upload::GcsWriter,
 };
-pub use self::{retry::RetryPolicy, stats::GcsStats};
 use super::{Backend, Condition, ObjectMeta, ObjectWriter, ReadBytes, ReadRange, Version};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -76,6 +85,9 @@ const PARTS_IN_PACK: u64 = 31;
 
 /// Most time that the look at the bucket's settings may take from a save.
 const ADVICE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Parts that any save keeps under way at once: what it left is looked for so far.
+const MOST_PARTS_AT_ONCE: usize = 64;
 
 /// A path in a bucket.
 #[derive(Debug)]
@@ -132,16 +144,27 @@ impl GcsBackend {
         bucket::get(&self.client).await
     }
 
+    /// The same without advice about the bucket: for whoever has looked at it already.
+    pub(crate) fn without_advice(self) -> Self {
+        Self {
+            advised: OnceCell::new_with(Some(())),
+            ..self
+        }
+    }
+
     /// Says once, before anything is written, what makes this bucket slow or expensive.
-    async fn advise(&self) {
+    pub(crate) async fn advise(&self) {
         let advise = async {
-            let found = tokio::time::timeout(ADVICE_TIMEOUT, self.bucket()).await;
-            let Ok(found) = found else { return };
+            let found = async { tokio::join!(self.bucket(), location::region_if_google()) };
+            let found = tokio::time::timeout(ADVICE_TIMEOUT, found).await;
+            let Ok((found, region)) = found else { return };
             let findings = match &found {
                 Ok(bucket) => {
                     self.composes
                         .store(bucket.can_remove_parts(), Ordering::Relaxed);
-                    bucket.findings()
+                    let mut findings = bucket.findings();
+                    findings.extend(region.and_then(|r| location::finding(bucket, &r)));
+                    findings
                 }
                 Err(e) => vec![bucket::unknown(self.client.bucket(), e)],
             };
@@ -256,7 +279,8 @@ impl Backend for GcsBackend {
     }
 
     async fn remove_leftovers(&self, name: &str) -> Result<()> {
-        upload::remove_parts(&self.client, &self.object(name), self.options.parts_at_once).await
+        let at_once = self.options.parts_at_once.max(MOST_PARTS_AT_ONCE);
+        upload::remove_parts(&self.client, &self.object(name), at_once).await
     }
 
     fn read_len(&self) -> u64 {
