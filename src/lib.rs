@@ -142,6 +142,9 @@
 //! Saving, opening, restoring and verifying never list a bucket; [listing](Store::list) and [removing](Store::remove) do. Any other kind of
 //! store is a [`Backend`](store::Backend), handed to [`Store::from_backend`].
 //!
+//! Whether a bucket of Google's is fit for snapshots says [`GcsBackend::check`](store::GcsBackend::check), with the command that mends each
+//! thing that is wrong; how fast any store is, and with what options, [`bench`](bench::bench()).
+//!
 //! # Inspecting and comparing
 //!
 //! [`Snapshot::inspect`] says what a snapshot consists of: what it has twice, what it borrows and from whom, and which files and ranges

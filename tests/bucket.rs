@@ -310,7 +310,7 @@ fn what_is_no_finding_is_an_error() {
 #[test]
 fn an_interrupted_check_leaves_nothing() {
     let (tool, server) = (Tool::new(), perfect());
-    server.add_fault(Fault::new(FaultKind::Stall { ms: 800 }).on(&[Operation::GetMedia]));
+    server.add_fault(Fault::new(FaultKind::Stall { ms: 4000 }).on(&[Operation::GetMedia]));
     let mut running = Running::start(command(&tool, &server, &["bucket", "check"]));
     running.wait_until("the probe", || !server.objects(BUCKET).is_empty());
     running.signal(Signal::INT);
