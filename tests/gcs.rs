@@ -399,3 +399,37 @@ async fn lies_about_lengths_and_checksums_are_errors() {
         }
     }
 }
+
+/// A pod that holds its model, saved twice: what a bucket bills for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_save_makes_few_requests() {
+    let images = support::tool::cache().join("images");
+    if !images.join("R2/pages.img").exists() {
+        return skipped("the images R and R2 are not there (tests/provision.sh)");
+    }
+    let server = server();
+    let options = OpenOptions {
+        gcs: GcsOptions {
+            bearer_token: Some(AGENT_TOKEN.into()),
+            endpoint: Some(server.url()),
+            ..GcsOptions::default()
+        },
+        ..OpenOptions::default()
+    };
+    let store = Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).unwrap();
+    let image = |name: &str| podsnap::gvisor::sections(&images.join(name)).unwrap();
+    let stats = save(&store, "r", image("R"), SaveOptions::default())
+        .await
+        .unwrap();
+    let writes = server.billing(BUCKET).class_a;
+    assert!(
+        writes <= stats.stored_bytes() / 30_000_000 + 10,
+        "{writes} writes: {stats:?}"
+    );
+    server.clear_log();
+    save(&store, "r2", image("R2"), on_base("r")).await.unwrap();
+    let log = server.log();
+    let requests: usize = log.counts().values().copied().sum();
+    assert!(requests <= 12, "{requests} requests: {:?}", log.counts());
+    assert!(server.connections().most <= 64);
+}
