@@ -7,7 +7,10 @@ use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::client::{Client, Failure, Request, Response, decode_crc32c, object_length};
+use super::{
+    client::{Client, Failure, Request, Response, object_length},
+    objects::decode_crc32c,
+};
 use crate::{
     error::{Error, ErrorKind, Result},
     store::{ReadRange, too_short},

@@ -1,6 +1,6 @@
 //! Google Cloud Storage, by its JSON API: what a tenant's agent may do (get, create and delete objects), done fast and repeatably.
 //!
-//! - `client`: one request, its retries and its errors; `credentials`: who is asking.
+//! - `client`: one request, its retries and its errors; `credentials`: who is asking; `objects`: what is done with objects.
 //! - `download`: ranges of objects, hedged, resumed in mid-body.
 //! - `upload`: packs as parts that are uploaded in parallel and composed on the server.
 //! - `bucket`: the bucket's own settings, and what is wrong with them; `location`: where it lies and where we are.
@@ -16,6 +16,7 @@ mod credentials;
 mod download;
 mod latency;
 mod location;
+mod objects;
 mod permissions;
 mod retry;
 mod stats;
@@ -41,7 +42,8 @@ pub use self::{
     stats::GcsStats,
 };
 use self::{
-    client::{Answer, Client, Conditional},
+    client::Client,
+    objects::{Answer, Conditional},
     upload::GcsWriter,
 };
 use super::{Backend, Condition, ObjectMeta, ObjectWriter, ReadBytes, ReadRange, Version};

@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     GcsBackend, PART_SUFFIX,
     bucket::{Bucket, Finding, shell_word},
-    client::{Client, Component, Conditional, Request, Stored, escaped},
+    client::{Client, Request, escaped},
     download,
+    objects::{Component, Conditional, Stored},
 };
 use crate::{
     error::{Error, ErrorKind, Result},

@@ -14,7 +14,10 @@ use tokio::{
     task::{JoinError, JoinSet},
 };
 
-use super::client::{Client, Component, Conditional, Stored};
+use super::{
+    client::Client,
+    objects::{Component, Conditional, Stored},
+};
 use crate::{
     error::{Error, ErrorKind, Result},
     store::{ObjectMeta, ObjectWriter, Version},
