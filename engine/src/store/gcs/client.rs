@@ -119,6 +119,8 @@ pub(super) struct Response {
 pub(super) enum Failure {
     /// Another one may help; the server may have said when.
     Passing(Error, Option<Duration>),
+    /// The token is not accepted: one with another token may help.
+    Unauthorized(Error),
     /// No other one will.
     Final(Error),
 }
@@ -312,7 +314,7 @@ impl Client {
                 "the credentials need {} on this path",
                 request.permission
             ))),
-            StatusCode::UNAUTHORIZED => Failure::Final(error(ErrorKind::Forbidden).hint(
+            StatusCode::UNAUTHORIZED => Failure::Unauthorized(error(ErrorKind::Forbidden).hint(
                 "the token is not accepted: it may have expired, or this machine's clock be wrong",
             )),
             StatusCode::RANGE_NOT_SATISFIABLE => Failure::Final(match length {
@@ -354,13 +356,9 @@ impl Client {
         }
     }
 
-    /// Whether it is worth trying again after `error`: a token that was refused is fetched anew once.
-    pub(super) async fn may_refresh(&self, error: &Error, refreshed: &mut bool) -> bool {
-        if *refreshed || !error.to_string().contains("(401: ") {
-            return false;
-        }
-        *refreshed = true;
-        self.credentials.refused().await
+    /// Whether there is another token to be had; it is asked for once in a request's life.
+    pub(super) async fn may_refresh(&self, refreshed: &mut bool) -> bool {
+        !std::mem::replace(refreshed, true) && self.credentials.refused().await
     }
 
     /// Sends a request until it is answered or there is no hope. Returns the answer's bytes and the number of tries.
@@ -376,10 +374,8 @@ impl Client {
                 Err(failure) => failure,
             };
             let (error, asked_for) = match failed {
-                Failure::Final(error) => {
-                    if self.may_refresh(&error, &mut refreshed).await {
-                        continue;
-                    }
+                Failure::Unauthorized(_) if self.may_refresh(&mut refreshed).await => continue,
+                Failure::Unauthorized(error) | Failure::Final(error) => {
                     return Err((error, tries.count()));
                 }
                 Failure::Passing(error, asked_for) => (error, asked_for),

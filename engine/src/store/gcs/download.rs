@@ -91,8 +91,8 @@ pub(super) async fn read(
             }
         };
         let (error, asked_for) = match failed {
-            Failure::Final(e) if client.may_refresh(&e, &mut refreshed).await => continue,
-            Failure::Final(e) => return Err(e),
+            Failure::Unauthorized(_) if client.may_refresh(&mut refreshed).await => continue,
+            Failure::Unauthorized(e) | Failure::Final(e) => return Err(e),
             Failure::Passing(e, asked_for) => (e, asked_for),
         };
         tracing::debug!(%error, tries = tries.count(), "a download failed");
