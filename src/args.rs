@@ -76,6 +76,26 @@ pub struct Global {
         value_parser = parse_setting
     )]
     pub download_ranges: Option<Setting>,
+    /// Keep what mounts and lazy restores fetch in this directory, for all processes of this node
+    #[arg(
+        long,
+        global = true,
+        env = "PODSNAP_NODE_CACHE",
+        hide_env_values = true,
+        value_name = "DIR",
+        hide_short_help = true
+    )]
+    pub cache: Option<PathBuf>,
+    /// What the cache may hold; what was not used for longest goes first
+    #[arg(
+        long,
+        global = true,
+        value_name = "SIZE",
+        default_value = "10G",
+        hide_short_help = true,
+        value_parser = parse_bytes
+    )]
+    pub cache_size: u64,
     /// Log to standard error; twice for more. PODSNAP_LOG takes a filter, such as podsnap_engine=trace
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use podsnap::{Key, OpenOptions, Progress, Snapshot, Store};
+use podsnap::{CacheOptions, Key, OpenOptions, Progress, Snapshot, Store};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,7 @@ pub struct Context {
     url: Option<String>,
     key: Option<Key>,
     options: OpenOptions,
+    cache: Option<CacheOptions>,
     pub json: bool,
     pub quiet: bool,
     pub cancel: CancellationToken,
@@ -44,6 +45,10 @@ impl Context {
             url: global.store.filter(|url| !url.is_empty()),
             key: global.key_file.as_deref().map(read_key).transpose()?,
             options,
+            cache: global.cache.map(|dir| CacheOptions {
+                dir,
+                max_len: global.cache_size,
+            }),
             json: global.json,
             quiet: global.quiet,
             cancel: CancellationToken::new(),
@@ -70,7 +75,11 @@ impl Context {
 
     /// A store elsewhere, with the key and the options that were given.
     pub fn store_at(&self, url: &str) -> Result<Store, Failure> {
-        Ok(Store::open_with(url, &self.options, self.key.clone())?)
+        let store = Store::open_with(url, &self.options, self.key.clone())?;
+        Ok(match &self.cache {
+            Some(cache) => store.with_cache(cache),
+            None => store,
+        })
     }
 
     /// The key, if one was given.

@@ -156,6 +156,28 @@ impl Error {
         }
     }
 
+    /// The same error for somebody else who is concerned.
+    pub(crate) fn again(&self) -> Self {
+        Self(Box::new(Inner {
+            kind: self.0.kind,
+            message: self.what(),
+            hint: self.0.hint.clone(),
+            source: None,
+            maybe_absent: self.0.maybe_absent,
+        }))
+    }
+
+    /// Message and causes.
+    fn what(&self) -> String {
+        let mut what = self.0.message.clone();
+        let mut cause = self.0.source.as_deref().map(|e| e as &dyn StdError);
+        while let Some(err) = cause {
+            what.push_str(&format!(": {err}"));
+            cause = err.source();
+        }
+        what
+    }
+
     /// What kind of error this is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -178,12 +200,7 @@ fn is_unsupported(err: &FormatError) -> bool {
 impl fmt::Display for Error {
     /// Message, causes, advice, on one line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.message)?;
-        let mut cause = self.0.source.as_deref().map(|e| e as &dyn StdError);
-        while let Some(err) = cause {
-            write!(f, ": {err}")?;
-            cause = err.source();
-        }
+        f.write_str(&self.what())?;
         if let Some(hint) = &self.0.hint {
             write!(f, " ({hint})")?;
         }

@@ -19,6 +19,7 @@ mod frames;
 pub mod gvisor;
 mod heads;
 pub mod inspect;
+mod lazy;
 mod lease;
 mod metadata;
 mod names;
@@ -38,6 +39,7 @@ pub use catalog::{Listed, RemoveStats};
 pub use error::{Error, ErrorKind, Result};
 pub use export::ExportStats;
 pub use heads::Head;
+pub use lazy::{CacheOptions, Run, SectionReader};
 pub use metadata::Metadata;
 pub use podsnap_format as format;
 pub use podsnap_format::{Digest, Key, Role, SectionInfo, Shape, SnapshotId};
@@ -46,7 +48,7 @@ pub use printable::{printable, printable_message};
 pub use progress::{Progress, ProgressSnapshot};
 pub use restore::{RestoreOptions, RestoreStats};
 pub use save::{Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotWriter};
-pub use snapshot::{SectionReader, Snapshot};
+pub use snapshot::Snapshot;
 pub use source::Input;
 pub use store::OpenOptions;
 pub use tokio_util::sync::CancellationToken;
@@ -86,6 +88,8 @@ struct Inner {
     backend: Arc<dyn store::Backend>,
     key: Option<Key>,
     pool: OnceLock<rayon::ThreadPool>,
+    /// What the readers of its snapshots share.
+    reading: Arc<lazy::Shared>,
 }
 
 impl std::fmt::Debug for Store {
@@ -133,6 +137,34 @@ impl Store {
             backend: Arc::new(store::Checked(backend)),
             key,
             pool: OnceLock::new(),
+            reading: lazy::Shared::new(None),
+        }))
+    }
+
+    /// The same store, whose readers keep what they fetch on the node's disk, where all processes of the node find it. A directory that cannot be used is
+    /// reported and done without.
+    ///
+    /// ```
+    /// # use podsnap_engine as podsnap;
+    /// # let dir = tempfile::tempdir()?;
+    /// # let dir = dir.path().join("cache");
+    /// use podsnap::{CacheOptions, Store};
+    ///
+    /// let cache = CacheOptions {
+    ///     dir,
+    ///     max_len: 20 << 30,
+    /// };
+    /// let store = Store::open("memory://cached")?.with_cache(&cache);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn with_cache(self, cache: &CacheOptions) -> Self {
+        Self(Arc::new(Inner {
+            url: self.0.url.clone(),
+            backend: self.0.backend.clone(),
+            key: self.0.key.clone(),
+            pool: OnceLock::new(),
+            reading: lazy::Shared::new(Some(cache)),
         }))
     }
 
@@ -148,6 +180,10 @@ impl Store {
 
     pub(crate) fn key(&self) -> Option<&Key> {
         self.0.key.as_ref()
+    }
+
+    pub(crate) fn reading(&self) -> &Arc<lazy::Shared> {
+        &self.0.reading
     }
 
     /// Worker threads, one for each core, started when they are first needed.

@@ -24,7 +24,7 @@ async fn judge(world: &World, object: &str, new: Option<&[u8]>, what: String, co
         new,
         copying,
     };
-    let opened = world.store.snapshot(&id("s")).await;
+    let opened = world.opened_anew().snapshot(&id("s")).await;
     case.judge(opened, ("s/manifest", &world.objects["s/manifest"]))
         .await;
 }

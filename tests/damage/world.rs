@@ -109,6 +109,11 @@ impl World {
         world
     }
 
+    /// The store as another process opens it, which has nothing of it in memory.
+    pub fn opened_anew(&self) -> Store {
+        Store::from_backend("anew", self.store.backend().clone(), None)
+    }
+
     /// The bytes of an export.
     pub async fn exported(&self, snapshot: &podsnap::Snapshot) -> podsnap::Result<Vec<u8>> {
         let mut bytes = Vec::new();

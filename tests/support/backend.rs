@@ -4,13 +4,16 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use podsnap::{
-    Error, ErrorKind, Result, Store,
+    CacheOptions, Error, ErrorKind, Result, Store,
     store::{Backend, Condition, ObjectMeta, ObjectWriter, ReadBytes, ReadRange, Version},
 };
 use tokio::sync::watch;
@@ -63,6 +66,7 @@ pub struct Watched {
     hook: Arc<Hook>,
     pack_len: Option<u64>,
     reads: Arc<Mutex<Vec<(String, u64)>>>,
+    waiting: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Watched {
@@ -81,6 +85,7 @@ impl Watched {
             hook: Arc::new(hook),
             pack_len: None,
             reads: Arc::default(),
+            waiting: Arc::default(),
         }
     }
 
@@ -95,6 +100,16 @@ impl Watched {
     /// A store over this backend.
     pub fn store(&self) -> Store {
         Store::from_backend("watched", Arc::new(self.clone()), None)
+    }
+
+    /// The same with a cache on the node's disk.
+    pub fn store_with_cache(&self, cache: &CacheOptions) -> Store {
+        self.store().with_cache(cache)
+    }
+
+    /// Reads that are held up.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::SeqCst)
     }
 
     /// Objects and lengths of the reads since the last call of this.
@@ -132,7 +147,10 @@ impl Backend for Watched {
         version: Option<&Version>,
     ) -> Result<ReadBytes> {
         let fate = (self.hook)(Call::Read, name);
-        let answered = meet(fate.clone(), Call::Read, name).await?;
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let met = meet(fate.clone(), Call::Read, name).await;
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        let answered = met?;
         let mut read = self.inner.read(name, range, version).await?;
         let len = read.bytes.len() as u64;
         self.reads.lock().unwrap().push((name.to_owned(), len));

@@ -11,10 +11,10 @@ use super::{
     stream::{content_at, extent_at},
 };
 use crate::{
+    SectionReader,
     base::{BaseSection, Content, PlacedExtent},
     error::{Error, Result},
     printable,
-    snapshot::SectionReader,
 };
 
 /// A tree, the extents of its section, and its data if that may be read.

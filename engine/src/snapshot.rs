@@ -3,8 +3,6 @@
 //! The end of the manifest tells where everything is, so opening takes one read; a page of a section takes two more, the
 //! segment of the extent map and the frame.
 
-mod reader;
-
 use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
@@ -14,12 +12,11 @@ use podsnap_format::{
     manifest::{Chunk, Directory, PackInfo, SectionInfo, Segment},
 };
 
-pub use reader::SectionReader;
-
 use crate::{
     Store,
     error::{Error, ErrorKind, Result},
     frames,
+    lazy::{self, SectionReader},
     metadata::Metadata,
     names,
     store::{Backend, LocalBackend, ReadBytes, ReadRange, Version},
@@ -73,6 +70,8 @@ pub struct Snapshot {
     tail: (u64, Bytes),
     directory: Arc<Directory>,
     metadata: Arc<Metadata>,
+    /// What its readers share with those of other snapshots.
+    pub(crate) shared: Arc<lazy::Shared>,
 }
 
 /// The directory and footer of a container, read from its end.
@@ -131,6 +130,7 @@ impl Snapshot {
                 object.clone(),
                 Kind::Manifest,
                 store.key().cloned(),
+                store.reading().clone(),
             )
         };
         let opened = frames::reread(open).await;
@@ -176,7 +176,8 @@ impl Snapshot {
             Ok(_) => {}
         }
         let backend = Arc::new(LocalBackend::new(dir, false)?);
-        Self::open_object(backend, name.to_owned(), Kind::Export, key).await
+        let reading = lazy::Shared::new(None);
+        Self::open_object(backend, name.to_owned(), Kind::Export, key, reading).await
     }
 
     async fn open_object(
@@ -184,6 +185,7 @@ impl Snapshot {
         object: String,
         kind: Kind,
         key: Option<Key>,
+        reading: Arc<lazy::Shared>,
     ) -> Result<Self> {
         let (footer, trailer, tail) = read_tail(&*backend, &object, MAX_DIRECTORY_LEN).await?;
         if footer.kind != kind {
@@ -210,6 +212,7 @@ impl Snapshot {
             tail: (tail.offset, tail.bytes),
             directory: Arc::new(directory),
             metadata: Arc::new(metadata),
+            shared: reading,
         })
     }
 

@@ -1,0 +1,58 @@
+//! Reading of a snapshot only what is asked for: any range of any section, in any order, by many at once.
+//!
+//! [`SectionReader`] is what everything that serves a snapshot stands on. It finds out which chunks a range consists of and gets them from
+//! the nearest place: memory ([`chunks`]), the node's disk ([`node_cache`]), the store ([`fetch`]). A chunk that several ask for is
+//! fetched once, a chunk that does not check out is handed to nobody. How the bytes come to a page, a file or a socket
+//! is not this module's business.
+
+mod chunks;
+mod fetch;
+mod map;
+mod node_cache;
+mod reader;
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+pub use node_cache::CacheOptions;
+pub use reader::{Run, SectionReader};
+
+use self::node_cache::NodeCache;
+
+pub(crate) use self::chunks::Chunks;
+
+/// Bytes of decoded chunks that the readers of a store keep in memory.
+const CHUNKS_LEN: u64 = 64 << 20;
+
+/// Bytes that background reads may hold at once, as stored.
+const BACKGROUND_LEN: usize = 64 << 20;
+
+/// What all readers of a store share, so that none fetches what another one has.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    chunks: Arc<Chunks>,
+    /// KiB that background reads may still hold.
+    background: Arc<Semaphore>,
+    node_cache: Option<NodeCache>,
+}
+
+impl Shared {
+    /// With a cache on the node's disk, if that is wanted.
+    pub(crate) fn new(cache: Option<&CacheOptions>) -> Arc<Self> {
+        Arc::new(Self {
+            chunks: Chunks::new(CHUNKS_LEN),
+            background: Arc::new(Semaphore::new(BACKGROUND_LEN >> 10)),
+            node_cache: cache.and_then(NodeCache::open),
+        })
+    }
+}
+
+/// How urgently bytes are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Priority {
+    /// Somebody waits for them.
+    Urgent,
+    /// Somebody may ask for them later.
+    Background,
+}
