@@ -37,7 +37,10 @@ struct Mounting {
 
 impl Mounting {
     fn start(tool: &Tool, snapshot: &str, more: &[&str]) -> Self {
-        Self::of(tool, tool.command(&[&["mount", snapshot, "mnt"], more].concat()))
+        Self::of(
+            tool,
+            tool.command(&[&["mount", snapshot, "mnt"], more].concat()),
+        )
     }
 
     fn of(tool: &Tool, command: Command) -> Self {
@@ -68,9 +71,8 @@ impl Mounting {
 
 impl Drop for Mounting {
     fn drop(&mut self) {
-        if let Some(mut running) = self.running.take() {
+        if is_mounted(&self.dir) {
             let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
-            running.signal(Signal::TERM);
         }
     }
 }
