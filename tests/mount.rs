@@ -9,6 +9,7 @@ use std::{
     process::Command,
 };
 
+use podsnap_gcs_server::{AGENT_TOKEN, Config, GcsServer};
 use rustix::process::Signal;
 use support::{Noise, assert_bytes, noise, tool::*, tree::*};
 
@@ -247,6 +248,31 @@ fn a_pod_resumes_from_a_mounted_image() {
         assert_bytes(&found, &fs::read(image.join(file)).unwrap(), file);
     }
     assert_eq!(fs::read_dir(&mounted.dir).unwrap().count(), 3);
+    restores_pods(&mounted.dir);
+    mounted.end(Signal::TERM).ok();
+}
+
+#[test]
+fn a_pod_resumes_straight_from_a_distant_bucket() {
+    let Some(image) = provisioned("images/small").filter(|_| can_mount()) else {
+        return;
+    };
+    let mut config = Config::tenant("snapshots", "tenant/");
+    config.rules.mutations_per_second = 0.0;
+    config.rules.md5 = false;
+    let server = GcsServer::start(config).expect("a server on loopback");
+    let tool = Tool::new();
+    let command = |args: &[&str]| {
+        let mut command = tool.command(args);
+        command
+            .env("PODSNAP_STORE", "gs://snapshots/tenant/store")
+            .env("STORAGE_EMULATOR_HOST", server.url())
+            .env("CLOUDSDK_AUTH_ACCESS_TOKEN", AGENT_TOKEN);
+        command
+    };
+    finish(command(&["save", "small", image.to_str().unwrap()])).ok();
+    server.configure(|c| c.link.first_byte_ms = 20);
+    let mounted = Mounting::of(&tool, command(&["mount", "small", "mnt"]));
     restores_pods(&mounted.dir);
     mounted.end(Signal::TERM).ok();
 }
