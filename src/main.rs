@@ -96,7 +96,8 @@ fn problem(e: &clap::Error) -> String {
 fn start_logging(verbose: u8) {
     let filter = EnvFilter::try_from_env("PODSNAP_LOG").unwrap_or_else(|_| {
         EnvFilter::new(match verbose {
-            0 => "warn",
+            // The FUSE crate warns when somebody else was first to unmount, which is how a mount is meant to end.
+            0 => "warn,fuser=error",
             1 => "podsnap=info,podsnap_engine=info,warn",
             _ => "podsnap=debug,podsnap_engine=debug,info",
         })

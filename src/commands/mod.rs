@@ -9,6 +9,7 @@ mod export;
 mod import;
 mod inspect;
 mod ls;
+mod mount;
 mod restore;
 mod rm;
 mod save;
@@ -22,6 +23,7 @@ use crate::{context::Context, exit::Failure};
 pub enum Command {
     Save(save::Args),
     Restore(restore::Args),
+    Mount(mount::Args),
     Verify(verify::Args),
     Inspect(inspect::Args),
     Diff(diff::Args),
@@ -42,6 +44,7 @@ pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
     match command {
         Command::Save(args) => save::run(args, context).await,
         Command::Restore(args) => restore::run(args, context).await,
+        Command::Mount(args) => mount::run(args, context).await,
         Command::Verify(args) => verify::run(args, context).await,
         Command::Inspect(args) => inspect::run(args, context).await,
         Command::Diff(args) => diff::run(args, context).await,

@@ -1,0 +1,60 @@
+//! `podsnap mount`: a snapshot as a read-only file system, served until it is unmounted.
+
+use std::path::PathBuf;
+
+use podsnap::MountOptions;
+use serde_json::json;
+
+use crate::{
+    args::{SectionName, SnapshotRef},
+    context::{Context, section_numbers},
+    exit::Failure,
+};
+
+/// Show a snapshot as a read-only file system
+///
+/// What `podsnap restore` would write is there at once, and is fetched and checked when it is read: `runsc restore` resumes a pod from it before its
+/// memory is here. Runs until `umount DIR`, Ctrl-C or SIGTERM; one line, or with --json one document, on standard output says when it is
+/// mounted. Bytes that cannot be had or do not check out are I/O errors to who reads them, and lines on standard error.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  podsnap mount web-2 /mnt/web                 # runsc restore --image-path /mnt/web [--background] ID
+  podsnap mount job-7 /mnt/job --section rootfs
+  podsnap mount file:web-2.podsnap /mnt/web")]
+pub struct Args {
+    /// The snapshot, or file:PATH for one that was exported
+    #[arg(value_name = "SNAPSHOT")]
+    snapshot: SnapshotRef,
+    /// An empty directory
+    dir: PathBuf,
+    /// Only this section; may be given several times
+    #[arg(long, value_name = "ROLE[:NAME]")]
+    section: Vec<SectionName>,
+    /// Refuse unless the snapshot has this digest, which `podsnap save` printed
+    #[arg(long, value_name = "HEX")]
+    digest: Option<String>,
+}
+
+pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
+    let (store, snapshot) = context.open(&args.snapshot).await?;
+    if let Some(digest) = &args.digest {
+        snapshot.demand_digest(digest)?;
+    }
+    let mut options = MountOptions::default();
+    options.sections = section_numbers(&snapshot, &args.section)?;
+    let mount = snapshot.mount(&store, &args.dir, &options).await?;
+    let (id, dir) = (snapshot.id(), mount.dir().display().to_string());
+    let document = json!({ "snapshot": id.as_str(), "mounted_on": dir });
+    let said = context.report(&document, || {
+        format!("{id} is mounted on {dir}; Ctrl-C or umount ends it\n")
+    });
+    if said.is_ok() {
+        tokio::select! {
+            () = mount.wait() => {}
+            () = context.cancel.cancelled() => {}
+        }
+    }
+    mount.unmount().await?;
+    said.map(|()| 0)
+}
