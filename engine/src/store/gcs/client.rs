@@ -30,7 +30,7 @@ use crate::{
 /// Google's own address, unless STORAGE_EMULATOR_HOST names another.
 const GOOGLE: &str = "https://storage.googleapis.com";
 
-/// Connections that one store opens at most.
+/// Requests that one store has under way at most, and so, but for a few that are being opened or closed, connections.
 const CONNECTIONS: usize = 64;
 
 /// An answer that is no object is never longer than this, in bytes: a page of a listing takes some megabytes.

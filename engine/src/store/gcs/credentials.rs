@@ -214,8 +214,16 @@ mod tests {
         assert_eq!(error(now), None);
         assert_eq!(error(now + minutes(1)), None);
         assert_eq!(error(now - minutes(1)), None);
-        assert!(error(now + minutes(61)).unwrap().contains("61 minutes behind"));
-        assert!(error(now - minutes(5)).unwrap().contains("5 minutes ahead of"));
+        assert!(
+            error(now + minutes(61))
+                .unwrap()
+                .contains("61 minutes behind")
+        );
+        assert!(
+            error(now - minutes(5))
+                .unwrap()
+                .contains("5 minutes ahead of")
+        );
         assert_eq!(clock_error(&HeaderMap::new(), now), None);
     }
 }

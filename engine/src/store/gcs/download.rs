@@ -97,9 +97,7 @@ pub(super) async fn read(
             }
         };
         let (error, asked_for) = match failed {
-            Failure::Unauthorized(_, token)
-                if client.may_refresh(&mut refreshed, &token).await =>
-            {
+            Failure::Unauthorized(_, token) if client.may_refresh(&mut refreshed, &token).await => {
                 continue;
             }
             Failure::Unauthorized(e, _) | Failure::Final(e) => return Err(e),

@@ -84,7 +84,10 @@ impl Turn {
         if state.halved.is_none_or(|halved| self.began > halved) {
             state.bound = (state.bound / 2.0).max(1.0);
             state.halved = Some(Instant::now());
-            tracing::debug!(bound = state.bound as usize, "the store throttles downloads");
+            tracing::debug!(
+                bound = state.bound as usize,
+                "the store throttles downloads"
+            );
         }
     }
 }
