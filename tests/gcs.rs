@@ -175,12 +175,10 @@ async fn what_a_dead_save_left_is_removed_by_the_next_without_a_listing() {
         .unwrap()
         .to_owned();
     server.remove(BUCKET, &manifest.name);
-    for part in [1, 2, 5] {
-        server.put(
-            BUCKET,
-            &format!("tenant/store/a/pack-{attempt}-1.{part}.part"),
-            b"a part",
-        );
+    // One pack was being finished and the next one filled.
+    for part in ["1.1", "1.2", "1.5", "2.0", "2.3"] {
+        let name = format!("tenant/store/a/pack-{attempt}-{part}.part");
+        server.put(BUCKET, &name, b"a part");
     }
     let lease = format!(r#"{{"attempt":"{attempt}","expires_unix_ms":1}}"#);
     server.put(BUCKET, "tenant/store/a/lease", lease.as_bytes());
@@ -423,6 +421,43 @@ async fn writes_that_are_billed_are_few_in_a_save_of_several_packs() {
         .filter_map(|o| o.components)
         .max();
     assert!(most <= Some(32), "one compose is enough: {most:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_pack_is_filled_while_one_is_finished() {
+    let server = server();
+    server.configure(|c| c.rules.mutations_per_second = 0.0);
+    let slow = Fault::new(FaultKind::Stall { ms: 1000 }).on(&[Operation::Compose]);
+    server.add_fault(slow.containing("-0"));
+    let store = agent(&server);
+    let bytes = noise(12, 40 << 20);
+    save_one(&store, "a", &bytes, SaveOptions::default()).await;
+    let log = server.log();
+    let composed = log.of(Operation::Compose)[0];
+    let part = log.entries.iter().find(|e| e.name.ends_with("-1.0.part"));
+    let part = part.expect("a second pack");
+    assert!(
+        part.at_ms < composed.at_ms + composed.took_ms,
+        "{part:?} after {composed:?}"
+    );
+    assert_bytes(&restored(&store, "a").await[0], &bytes, "a");
+
+    // If it cannot be finished, neither of them stays.
+    server.clear_faults();
+    server.configure(|c| c.link.first_byte_ms = 200);
+    let lies = Fault::new(FaultKind::WrongHash).on(&[Operation::Compose]);
+    server.add_fault(lies.containing("-0"));
+    let section = blob("x", &noise(13, 40 << 20));
+    let failed = failure(save(&store, "b", vec![section], SaveOptions::default()).await);
+    assert!(failed.to_string().contains("CRC-32C"), "{failed}");
+    let log = server.log();
+    let begun = log.about("tenant/store/b/");
+    assert!(
+        begun.iter().any(|e| e.name.contains("-1.")),
+        "a second pack was begun"
+    );
+    let left = objects(&server);
+    assert!(!left.iter().any(|name| name.starts_with("b/")), "{left:?}");
 }
 
 /// Most downloads that were under way at once, by the log.

@@ -187,8 +187,11 @@ impl GcsWriter {
         if !self.buffer.is_empty() {
             self.begin_part().await?;
         }
+        self.spare.clear();
         while let Some(done) = self.uploads.join_next().await {
             self.note(done)?;
+            // The next pack may be filling its own.
+            self.spare.clear();
         }
         let mut components: Vec<Component> = Vec::with_capacity(self.parts.len());
         for (number, stored) in self.parts.iter().enumerate() {
