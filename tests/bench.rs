@@ -113,9 +113,9 @@ fn a_bucket_is_measured_with_every_setting_and_empty_afterwards() {
         .into_iter()
         .find(|f| f.contains("bench"));
     assert_eq!(scratch, None);
-    // The settings are what was sent: an insert for each part, and a compose for each object of several.
+    // The settings are what was sent: an insert for each part, the first three a quarter as long, and a compose for each object of several.
     let log = server.log();
-    assert_eq!(log.count(Operation::InsertMultipart), 5 + 3 + 2);
+    assert_eq!(log.count(Operation::InsertMultipart), 8 + 5 + 4);
     assert_eq!(log.count(Operation::Compose), 3);
 
     let plot = fs::read_to_string(tool.path("plot.svg")).unwrap();

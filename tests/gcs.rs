@@ -175,12 +175,10 @@ async fn what_a_dead_save_left_is_removed_by_the_next_without_a_listing() {
         .unwrap()
         .to_owned();
     server.remove(BUCKET, &manifest.name);
-    for part in [1, 2, 5] {
-        server.put(
-            BUCKET,
-            &format!("tenant/store/a/pack-{attempt}-1.{part}.part"),
-            b"a part",
-        );
+    // One pack was being finished and the next one filled.
+    for part in ["1.1", "1.2", "1.5", "2.0", "2.3"] {
+        let name = format!("tenant/store/a/pack-{attempt}-{part}.part");
+        server.put(BUCKET, &name, b"a part");
     }
     let lease = format!(r#"{{"attempt":"{attempt}","expires_unix_ms":1}}"#);
     server.put(BUCKET, "tenant/store/a/lease", lease.as_bytes());
@@ -379,25 +377,162 @@ async fn lies_about_lengths_and_checksums_are_errors() {
             Ok((found, _)) => assert_bytes(&found[0], &bytes, "what came in spite of it"),
             Err(e) => assert!(e.to_string().contains("tenant/store/a/"), "{lie:?}: {e}"),
         }
-        // An upload whose stored checksum is said to be another one is no success.
+        // An upload whose stored checksum is said to be another one is no success, and a compose neither.
         if lie == FaultKind::WrongHash {
-            server.clear_faults();
-            server.add_fault(
-                Fault::new(lie)
-                    .on(&[Operation::InsertMultipart])
-                    .containing("/pack-"),
-            );
-            let section = NewSection::blob(Role::Other, "x", input(&bytes, Way::Source));
-            let refused = failure(save(&store, "b", vec![section], SaveOptions::default()).await);
-            assert!(refused.to_string().contains("CRC-32C"), "{refused}");
-            server.clear_faults();
-            assert!(
-                !objects(&server).iter().any(|name| name.starts_with("b/")),
-                "{:?}",
-                objects(&server)
-            );
+            for operation in [Operation::InsertMultipart, Operation::Compose] {
+                server.clear_faults();
+                let lies = Fault::new(lie.clone()).on(&[operation]);
+                server.add_fault(lies.containing("/pack-"));
+                let section = NewSection::blob(Role::Other, "x", input(&bytes, Way::Source));
+                let refused =
+                    failure(save(&store, "b", vec![section], SaveOptions::default()).await);
+                assert!(refused.to_string().contains("CRC-32C"), "{refused}");
+                server.clear_faults();
+                assert!(
+                    !objects(&server).iter().any(|name| name.starts_with("b/")),
+                    "{:?}",
+                    objects(&server)
+                );
+            }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_that_are_billed_are_few_in_a_save_of_several_packs() {
+    let server = server();
+    server.configure(|c| c.rules.mutations_per_second = 0.0);
+    let store = agent(&server);
+    let stats = save_one(&store, "a", &noise(11, 70 << 20), SaveOptions::default()).await;
+    assert_eq!(stats.packs, 3, "{stats:?}");
+    // One for 30 MB and ten besides, where parts are 32 times as long as here.
+    let (writes, bytes) = (server.billing(BUCKET).class_a, stats.stored_bytes());
+    assert!(
+        writes <= bytes * 32 / 30_000_000 + 10,
+        "{writes}: {stats:?}"
+    );
+    // A pack begins with short parts: several streams are there soon.
+    let log = server.log();
+    let first = log.entries.iter().find(|e| e.name.ends_with("-0.0.part"));
+    assert!(first.unwrap().bytes_in < 300 << 10, "{first:?}");
+    let most = server
+        .objects(BUCKET)
+        .iter()
+        .filter_map(|o| o.components)
+        .max();
+    assert!(most <= Some(32), "one compose is enough: {most:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_pack_is_filled_while_one_is_finished() {
+    let server = server();
+    server.configure(|c| c.rules.mutations_per_second = 0.0);
+    let slow = Fault::new(FaultKind::Stall { ms: 1000 }).on(&[Operation::Compose]);
+    server.add_fault(slow.containing("-0"));
+    let store = agent(&server);
+    let bytes = noise(12, 40 << 20);
+    save_one(&store, "a", &bytes, SaveOptions::default()).await;
+    let log = server.log();
+    let composed = log.of(Operation::Compose)[0];
+    let part = log.entries.iter().find(|e| e.name.ends_with("-1.0.part"));
+    let part = part.expect("a second pack");
+    assert!(
+        part.at_ms < composed.at_ms + composed.took_ms,
+        "{part:?} after {composed:?}"
+    );
+    assert_bytes(&restored(&store, "a").await[0], &bytes, "a");
+
+    // If it cannot be finished, neither of them stays.
+    server.clear_faults();
+    server.configure(|c| c.link.first_byte_ms = 200);
+    let lies = Fault::new(FaultKind::WrongHash).on(&[Operation::Compose]);
+    server.add_fault(lies.containing("-0"));
+    let section = blob("x", &noise(13, 40 << 20));
+    let failed = failure(save(&store, "b", vec![section], SaveOptions::default()).await);
+    assert!(failed.to_string().contains("CRC-32C"), "{failed}");
+    let log = server.log();
+    let begun = log.about("tenant/store/b/");
+    assert!(
+        begun.iter().any(|e| e.name.contains("-1.")),
+        "a second pack was begun"
+    );
+    let left = objects(&server);
+    assert!(!left.iter().any(|name| name.starts_with("b/")), "{left:?}");
+}
+
+/// Most downloads that were under way at once, by the log.
+fn downloads_at_once(server: &GcsServer) -> usize {
+    let log = server.log();
+    let mut changes: Vec<(u64, isize)> = Vec::new();
+    for read in log.of(Operation::GetMedia) {
+        changes.push((read.at_ms, 1));
+        changes.push((read.at_ms + read.took_ms.max(1), -1));
+    }
+    changes.sort();
+    let (mut now, mut most) = (0, 0);
+    for (_, change) in changes {
+        now += change;
+        most = most.max(now);
+    }
+    most as usize
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_throttles_is_asked_for_less_at_once_and_for_more_again_later() {
+    const BORNE: u64 = 4;
+    let server = server();
+    server.configure(|c| c.link.first_byte_ms = 30);
+    let gcs = GcsOptions {
+        read_len: 64 << 10,
+        reads_at_once: 24,
+        ..options(&server, AGENT_TOKEN)
+    };
+    let options = OpenOptions {
+        gcs,
+        ..OpenOptions::default()
+    };
+    let store = Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).unwrap();
+    let bytes = noise(9, 20 << 20);
+    save_one(&store, "a", &bytes, SaveOptions::default()).await;
+
+    server.configure(|c| c.rules.downloads_at_once = BORNE);
+    server.clear_log();
+    assert_bytes(&restored(&store, "a").await[0], &bytes, "a");
+    let log = server.log();
+    let reads = log.of(Operation::GetMedia);
+    let refused = reads.iter().filter(|e| e.status == 429).count();
+    let well = reads.len() - refused;
+    assert!(refused > 0 && well > 100, "{refused} of {}", reads.len());
+    // All of the first 24 but four, and then one now and then.
+    assert!(refused < well / 3, "{refused} refused, {well} not");
+
+    server.configure(|c| c.rules.downloads_at_once = 0);
+    server.clear_log();
+    assert_bytes(&restored(&store, "a").await[0], &bytes, "a");
+    let most = downloads_at_once(&server);
+    assert!((12..=24).contains(&most), "{most} at once in the end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sockets_are_few_however_many_reads_are_allowed() {
+    let server = server();
+    server.configure(|c| c.link.first_byte_ms = 50);
+    let gcs = GcsOptions {
+        read_len: 16 << 10,
+        reads_at_once: 1000,
+        ..options(&server, AGENT_TOKEN)
+    };
+    let options = OpenOptions {
+        gcs,
+        ..OpenOptions::default()
+    };
+    let store = Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).unwrap();
+    let bytes = noise(10, 12 << 20);
+    save_one(&store, "a", &bytes, SaveOptions::default()).await;
+    assert_bytes(&restored(&store, "a").await[0], &bytes, "a");
+    // 64 requests; a connection that was begun for one of them, which then got another's, is open beside theirs for a while.
+    let most = server.connections().most;
+    assert!((32..=72).contains(&most), "{most} connections at once");
 }
 
 /// A pod that holds its model, saved twice: what a bucket bills for it.

@@ -437,8 +437,8 @@ pub(crate) async fn remove_packs(
             Err(e) => return Err(e),
         }
     }
-    // One more than there are: the pack that was being written.
-    for number in (0..=count).rev() {
+    // Two more than there are: the pack that was being finished, and the next one that was being filled.
+    for number in (0..=count + 1).rev() {
         backend.remove_leftovers(&object(number)).await?;
         if number < count {
             backend.delete(&object(number), None).await?;

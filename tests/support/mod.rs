@@ -1,6 +1,7 @@
 //! What tests of the engine share: bytes to save, sources and targets in memory, and a snapshot's bytes read back.
 #![allow(dead_code)]
 
+pub mod azure;
 pub mod backend;
 pub mod extents;
 pub mod pages;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use podsnap_format::tree::{DataRange, EntryKind};
 
 use super::nodes::{Node, Nodes};
-use crate::{error::Result, snapshot::SectionReader};
+use crate::{SectionReader, error::Result};
 
 /// Where a read finds its bytes: the section, and which of its bytes go where.
 pub(super) struct Read {

@@ -1,12 +1,13 @@
 //! Writes encoded frames into packs, in the order in which their batches were announced.
 //!
-//! Runs as one task beside the pipeline. Its queue is bounded: a store that is slower than the source holds the source back.
+//! Runs as one task beside the pipeline. Its queue is bounded: a store that is slower than the source holds the source back. While a full
+//! pack is finished the next one is filled, so that the link to the store never idles.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use podsnap_format::{
-    ChunkId, FRAME_HEADER_LEN, HEADER_LEN, Header,
+    ChunkId, FRAME_HEADER_LEN, HEADER_LEN, Header, SnapshotId,
     codec::Codec,
     manifest::{Location, PackInfo},
     pack::PackIndexBuilder,
@@ -77,6 +78,8 @@ impl PackerQueue {
             template,
             progress,
             open: None,
+            begun: 0,
+            closing: None,
             packed: Packed::default(),
             stop: stop.clone(),
         };
@@ -134,6 +137,7 @@ fn accepted(sent: Option<bool>) -> Result<()> {
 }
 
 struct OpenPack {
+    number: u32,
     name: String,
     index: PackIndexBuilder,
     body: PackBody,
@@ -151,6 +155,10 @@ struct Packer {
     template: Header,
     progress: Progress,
     open: Option<OpenPack>,
+    /// Packs that were begun.
+    begun: u32,
+    /// The pack before the open one, while it is being finished. There is one at most, so that packs come into being in their order.
+    closing: Option<JoinHandle<Result<PackInfo>>>,
     packed: Packed,
     stop: CancellationToken,
 }
@@ -166,6 +174,8 @@ impl Packer {
                 if let Some(open) = self.open.take() {
                     give_up(&open.name, open.body.writer).await;
                 }
+                // What is finished in spite of all must be there before it is removed.
+                let _ = self.closed().await;
                 Err(e)
             }
         }
@@ -201,11 +211,15 @@ impl Packer {
         if stop.is_cancelled() {
             return Err(Error::interrupted());
         }
-        self.close().await
+        self.close().await?;
+        self.closed().await
     }
 
     /// Sees to it that a pack is open that is not full.
     async fn make_room(&mut self) -> Result<()> {
+        if self.closing.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.closed().await?;
+        }
         if self
             .open
             .as_ref()
@@ -214,10 +228,11 @@ impl Packer {
             self.close().await?;
         }
         if self.open.is_none() {
-            let number = self.packed.packs.len() as u32;
+            let number = self.begun;
             let open = self
                 .open
                 .insert(open_pack(&*self.backend, &self.template, number).await?);
+            self.begun += 1;
             let header = Bytes::copy_from_slice(&self.template.pack(number).encode());
             open.body.write(header, &Progress::default()).await?;
             debug_assert_eq!(open.body.len, HEADER_LEN as u64);
@@ -226,10 +241,10 @@ impl Packer {
     }
 
     async fn append(&mut self, batch: EncodedBatch) -> Result<()> {
-        let pack = self.packed.packs.len() as u32;
         let Some(open) = &mut self.open else {
             return Err(Error::new(ErrorKind::Store, "no pack is open"));
         };
+        let pack = open.number;
         let mut offset = open.body.len;
         for chunk in &batch.chunks {
             open.index
@@ -249,38 +264,49 @@ impl Packer {
         open.body.write(batch.frames, &self.progress).await
     }
 
+    /// Begins to finish the open pack, when the one before it is finished.
     async fn close(&mut self) -> Result<()> {
-        let Some(OpenPack {
-            name,
-            index,
-            mut body,
-        }) = self.open.take()
-        else {
+        self.closed().await?;
+        if let Some(open) = self.open.take() {
+            let snapshot = self.template.snapshot.clone();
+            let finished = open.finish(snapshot, self.progress.clone());
+            self.closing = Some(tokio::spawn(finished));
+        }
+        Ok(())
+    }
+
+    /// Waits until no pack is being finished.
+    async fn closed(&mut self) -> Result<()> {
+        let Some(closing) = self.closing.take() else {
             return Ok(());
         };
-        let written = match index.finish(body.len) {
-            Ok(index) => body.write(index.into(), &self.progress).await,
+        let died = |_| Err(Error::new(ErrorKind::Store, "the packer died"));
+        let pack = closing.await.unwrap_or_else(died)?;
+        self.packed.len += pack.length;
+        self.packed.packs.push(pack);
+        Ok(())
+    }
+}
+
+impl OpenPack {
+    /// Writes the index and makes the pack readable. What comes to no good end is given up.
+    async fn finish(mut self, snapshot: SnapshotId, progress: Progress) -> Result<PackInfo> {
+        let written = match self.index.finish(self.body.len) {
+            Ok(index) => self.body.write(index.into(), &progress).await,
             Err(e) => Err(Error::invalid("the pack's index cannot be written").because(e)),
         };
         if let Err(e) = written {
-            give_up(&name, body.writer).await;
+            give_up(&self.name, self.body.writer).await;
             return Err(e);
         }
-        let PackBody {
-            writer,
-            len,
-            crc32c,
-        } = body;
-        let meta = writer.finish().await?;
-        self.packed.len += len;
-        self.packed.packs.push(PackInfo {
-            snapshot: self.template.snapshot.clone(),
-            name,
+        let meta = self.body.writer.finish().await?;
+        Ok(PackInfo {
+            snapshot,
+            name: self.name,
             version: meta.version.0,
-            length: len,
-            crc32c,
-        });
-        Ok(())
+            length: self.body.len,
+            crc32c: self.body.crc32c,
+        })
     }
 }
 
@@ -297,6 +323,7 @@ async fn open_pack(backend: &dyn Backend, template: &Header, number: u32) -> Res
         .create(&names::object(&header.snapshot, &name))
         .await?;
     Ok(OpenPack {
+        number,
         name,
         index: PackIndexBuilder::new(header),
         body: PackBody {

@@ -1,10 +1,12 @@
 //! What `object_store` opens: S3, Azure and memory.
 //!
-//! Writes that need a precondition go as one put. Packs go through multipart uploads; in memory they are put whole.
+//! Writes that need a precondition go as one put. Packs that are longer than a part go through multipart uploads, several parts at once; in
+//! memory they are put whole.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, OnceLock},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -12,7 +14,11 @@ use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
 use object_store::{
     Error as OsError, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode,
-    PutOptions, PutPayload, UpdateVersion, memory::InMemory, path::Path,
+    PutOptions, PutPayload, PutResult, UpdateVersion, memory::InMemory, path::Path,
+};
+use tokio::{
+    sync::Semaphore,
+    task::{JoinError, JoinSet},
 };
 
 use super::{
@@ -24,12 +30,20 @@ use crate::error::{Error, ErrorKind, Result};
 /// Part length of a multipart upload, in bytes.
 const PART_LEN: usize = 16 << 20;
 
+/// Parts that one store uploads at once, each held in memory until it is stored.
+const PARTS_AT_ONCE: usize = 8;
+
+/// Time that parts under way get to end when their upload is given up: one that is cut off might be stored, and billed, after it.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// A store behind `object_store`.
 #[derive(Debug)]
 pub struct RemoteBackend {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     multipart: bool,
+    /// Bounds the parts under way, of all packs together.
+    parts: Arc<Semaphore>,
 }
 
 impl RemoteBackend {
@@ -46,6 +60,7 @@ impl RemoteBackend {
             store: store.into(),
             prefix,
             multipart: true,
+            parts: Arc::new(Semaphore::new(PARTS_AT_ONCE)),
         })
     }
 
@@ -60,6 +75,7 @@ impl RemoteBackend {
             store: stores.entry(name.to_owned()).or_default().clone(),
             prefix: Path::default(),
             multipart: false,
+            parts: Arc::new(Semaphore::new(PARTS_AT_ONCE)),
         }
     }
 
@@ -86,6 +102,26 @@ impl RemoteBackend {
             }
         }
         convert(name, err)
+    }
+
+    /// Reads the end of an object whose length is asked for first.
+    async fn read_suffix(
+        &self,
+        name: &str,
+        range: &ReadRange,
+        version: Option<&Version>,
+    ) -> Result<ReadBytes> {
+        let ReadRange::Suffix(len) = range else {
+            return Err(Error::invalid(format!("{range:?} is no end of {name}")));
+        };
+        let meta = self.head(name).await?;
+        if meta.len == 0 {
+            return Err(Error::damaged(name, "it is empty"));
+        }
+        let exact = ReadRange::Exact(meta.len - meta.len.min(*len)..meta.len);
+        // What is read must be what was measured, even if nobody else asks for a version.
+        self.read(name, exact, Some(version.unwrap_or(&meta.version)))
+            .await
     }
 
     fn meta(&self, name: &str, meta: &object_store::ObjectMeta) -> ObjectMeta {
@@ -162,6 +198,10 @@ impl Backend for RemoteBackend {
         };
         let got = match self.store.get_opts(&self.path(name), options).await {
             Ok(got) => got,
+            // Azure knows no ranges that are counted from the end.
+            Err(OsError::NotSupported { .. }) if matches!(range, ReadRange::Suffix(_)) => {
+                return self.read_suffix(name, &range, version).await;
+            }
             Err(e) => return Err(self.read_error(name, &range, e).await),
         };
         let (offset, meta) = (got.range.start, self.meta(name, &got.meta));
@@ -228,22 +268,14 @@ impl Backend for RemoteBackend {
     }
 
     async fn create(&self, name: &str) -> Result<Box<dyn ObjectWriter>> {
-        let path = self.path(name);
-        let upload = if self.multipart {
-            Some(
-                self.store
-                    .put_multipart(&path)
-                    .await
-                    .map_err(|e| convert(name, e))?,
-            )
-        } else {
-            None
-        };
         Ok(Box::new(RemoteWriter {
             store: self.store.clone(),
             name: name.to_owned(),
-            path,
-            upload,
+            path: self.path(name),
+            multipart: self.multipart,
+            upload: None,
+            permits: self.parts.clone(),
+            parts: JoinSet::new(),
             buffer: BytesMut::new(),
             len: 0,
         }))
@@ -305,66 +337,119 @@ struct RemoteWriter {
     store: Arc<dyn ObjectStore>,
     name: String,
     path: Path,
+    multipart: bool,
+    /// Begun with the first part that is full.
     upload: Option<Box<dyn MultipartUpload>>,
+    permits: Arc<Semaphore>,
+    parts: JoinSet<object_store::Result<()>>,
     buffer: BytesMut,
     len: u64,
+}
+
+impl RemoteWriter {
+    /// Begins to upload what the buffer holds, waiting while too much is under way.
+    async fn begin_part(&mut self) -> Result<()> {
+        let permit = self.permits.clone().acquire_owned().await;
+        let permit = permit.expect("it is never closed");
+        while let Some(ended) = self.parts.try_join_next() {
+            self.check(ended)?;
+        }
+        let upload = match &mut self.upload {
+            Some(upload) => upload,
+            None => {
+                let begun = self.store.put_multipart(&self.path).await;
+                self.upload
+                    .insert(begun.map_err(|e| convert(&self.name, e))?)
+            }
+        };
+        let bytes = std::mem::take(&mut self.buffer).freeze();
+        let part = upload.put_part(bytes.into());
+        self.parts.spawn(async move {
+            let stored = part.await;
+            drop(permit);
+            stored
+        });
+        Ok(())
+    }
+
+    fn check(&self, ended: Result<object_store::Result<()>, JoinError>) -> Result<()> {
+        ended
+            .map_err(|_| Error::new(ErrorKind::Store, "an upload died"))?
+            .map_err(|e| convert(&self.name, e))
+    }
+
+    async fn write_all(&mut self, mut bytes: &[u8]) -> Result<()> {
+        self.len += bytes.len() as u64;
+        // Full parts wait for the first byte behind them: what fits in one is put whole.
+        while self.multipart && self.buffer.len() + bytes.len() > PART_LEN {
+            let (now, rest) = bytes.split_at(PART_LEN - self.buffer.len());
+            self.buffer.extend_from_slice(now);
+            bytes = rest;
+            self.begin_part().await?;
+        }
+        if self.upload.is_some() && self.buffer.is_empty() {
+            self.buffer.reserve(PART_LEN);
+        }
+        self.buffer.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    async fn finish_object(&mut self) -> Result<PutResult> {
+        if self.upload.is_none() {
+            let options = PutOptions {
+                mode: PutMode::Create,
+                ..PutOptions::default()
+            };
+            let bytes = self.buffer.split().freeze();
+            let put = self.store.put_opts(&self.path, bytes.into(), options).await;
+            return put.map_err(|e| convert(&self.name, e));
+        }
+        if !self.buffer.is_empty() {
+            self.begin_part().await?;
+        }
+        while let Some(ended) = self.parts.join_next().await {
+            self.check(ended)?;
+        }
+        let upload = self.upload.as_mut().expect("begun, as was seen above");
+        upload.complete().await.map_err(|e| convert(&self.name, e))
+    }
+
+    /// Ends what is under way and gives the upload up.
+    async fn give_up(&mut self) -> Result<()> {
+        let ended = async { while self.parts.join_next().await.is_some() {} };
+        if tokio::time::timeout(GRACE, ended).await.is_err() {
+            self.parts.shutdown().await;
+        }
+        match &mut self.upload {
+            Some(upload) => upload.abort().await.map_err(|e| convert(&self.name, e)),
+            None => Ok(()),
+        }
+    }
 }
 
 #[async_trait]
 impl ObjectWriter for RemoteWriter {
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
-        self.len += bytes.len() as u64;
-        self.buffer.extend_from_slice(&bytes);
-        if let Some(upload) = &mut self.upload {
-            while self.buffer.len() >= PART_LEN {
-                let part = self.buffer.split_to(PART_LEN).freeze();
-                upload
-                    .put_part(part.into())
-                    .await
-                    .map_err(|e| convert(&self.name, e))?;
-            }
-        }
-        Ok(())
+        self.write_all(&bytes).await
     }
 
     async fn finish(mut self: Box<Self>) -> Result<ObjectMeta> {
-        let rest = self.buffer.split().freeze();
-        let put = match &mut self.upload {
-            Some(upload) => {
-                let finished = async {
-                    upload.put_part(rest.into()).await?;
-                    upload.complete().await
-                };
-                match finished.await {
-                    Ok(put) => Ok(put),
-                    Err(err) => {
-                        if let Err(abort) = upload.abort().await {
-                            tracing::warn!(object = self.name, error = %abort, "an unfinished upload is left behind");
-                        }
-                        Err(err)
-                    }
+        match self.finish_object().await {
+            Ok(put) => Ok(ObjectMeta {
+                name: self.name,
+                len: self.len,
+                version: version(put.e_tag, put.version),
+            }),
+            Err(err) => {
+                if let Err(left) = self.give_up().await {
+                    tracing::warn!(object = self.name, error = %left, "an unfinished upload is left behind");
                 }
+                Err(err)
             }
-            None => {
-                let options = PutOptions {
-                    mode: PutMode::Create,
-                    ..PutOptions::default()
-                };
-                self.store.put_opts(&self.path, rest.into(), options).await
-            }
-        };
-        let put = put.map_err(|e| convert(&self.name, e))?;
-        Ok(ObjectMeta {
-            name: self.name,
-            len: self.len,
-            version: version(put.e_tag, put.version),
-        })
+        }
     }
 
     async fn abort(mut self: Box<Self>) -> Result<()> {
-        match &mut self.upload {
-            Some(upload) => upload.abort().await.map_err(|e| convert(&self.name, e)),
-            None => Ok(()),
-        }
+        self.give_up().await
     }
 }

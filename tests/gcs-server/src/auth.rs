@@ -100,6 +100,7 @@ fn jwt_issuer(config: &Config, jwt: &str) -> std::result::Result<String, String>
     let (issued, expires) = (time("iat")?, time("exp")?);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |d| d.as_secs());
+    let now = now.saturating_add_signed(config.rules.clock_ahead_s);
     if expires <= now || issued > now + 60 || expires > issued + JWT_LIFE_S {
         return Err("JWT: it must be a short-lived token in a reasonable timeframe".into());
     }
@@ -144,7 +145,8 @@ fn issue(call: &Call, principal: &str) -> Value {
         .tokens
         .issue(principal, Duration::from_millis(life_ms));
     call.record.set(|e| e.principal = Some(principal.into()));
-    json!({"access_token": token, "expires_in": life_ms.div_ceil(1000), "token_type": "Bearer"})
+    let stated_ms = call.config.access.stated_token_ttl_ms.unwrap_or(life_ms);
+    json!({"access_token": token, "expires_in": stated_ms.div_ceil(1000), "token_type": "Bearer"})
 }
 
 /// The metadata server of a virtual machine.

@@ -156,6 +156,8 @@ pub struct Access {
     pub metadata_principal: Option<String>,
     /// Lifetime of tokens from `/token` and from the metadata server.
     pub token_ttl_ms: u64,
+    /// Lifetime that clients are told instead of the true one.
+    pub stated_token_ttl_ms: Option<u64>,
     /// The project that the metadata server names.
     pub project: String,
     /// The zone that the metadata server names.
@@ -171,6 +173,7 @@ impl Default for Access {
             refresh_tokens: BTreeMap::new(),
             metadata_principal: None,
             token_ttl_ms: 3_600_000,
+            stated_token_ttl_ms: None,
             project: "podsnap-test".into(),
             zone: "us-east1-b".into(),
         }
@@ -193,6 +196,11 @@ pub struct Rules {
     pub md5: bool,
     /// Bytes of content held at most; an upload beyond answers 507. 0 is no limit.
     pub memory_limit_bytes: u64,
+    /// Downloads under way at once before 429; 0 is no limit. The service throttles by quotas that it does not tell: this is
+    /// what a client notices of them.
+    pub downloads_at_once: u64,
+    /// How far the server's clock is ahead of this machine's, in seconds: in the `Date` of its answers, and where it judges JWTs.
+    pub clock_ahead_s: i64,
     /// Requests that the log keeps; the oldest go first. Counts are of all.
     pub log_limit: usize,
 }
@@ -205,6 +213,8 @@ impl Default for Rules {
             missing_without_list: 403,
             md5: true,
             memory_limit_bytes: 0,
+            downloads_at_once: 0,
+            clock_ahead_s: 0,
             log_limit: 1_000_000,
         }
     }

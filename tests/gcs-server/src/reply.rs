@@ -21,6 +21,7 @@ use crate::{
     faults::FaultKind,
     link::ConnectionControl,
     log::Record,
+    server::Downloading,
 };
 
 /// Bytes that are handed over at once: few wake-ups, yet not so many that a fault in the middle comes late.
@@ -140,6 +141,8 @@ pub(crate) struct ReplyBody {
     control: Arc<ConnectionControl>,
     plan: Plan,
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Held until the body is gone.
+    _downloading: Option<Downloading>,
 }
 
 /// What happens to a body on its way.
@@ -184,7 +187,13 @@ impl ReplyBody {
             control,
             plan,
             sleep: None,
+            _downloading: None,
         }
+    }
+
+    /// It counts as a download under way until it is gone.
+    pub fn count(&mut self, downloading: Downloading) {
+        self._downloading = Some(downloading);
     }
 
     /// Bytes that may be handed over now without passing a place where something happens.

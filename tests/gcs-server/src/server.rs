@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
@@ -48,6 +48,7 @@ pub(crate) struct Shared {
     pub link: Arc<SharedLink>,
     pub memory: Memory,
     pub connections: Connections,
+    pub downloads: Arc<AtomicU64>,
 }
 
 /// Counts connections.
@@ -71,6 +72,7 @@ impl Shared {
             link,
             memory: Memory::default(),
             connections: Connections::default(),
+            downloads: Arc::default(),
         }
     }
 
@@ -177,6 +179,24 @@ impl Drop for Counted {
     }
 }
 
+/// Counts a download as under way while it lives.
+pub(crate) struct Downloading(Arc<AtomicU64>);
+
+impl Downloading {
+    /// `None` if there would be more than so many.
+    fn begin(downloads: &Arc<AtomicU64>, at_once: u64) -> Option<Self> {
+        let counted = Self(downloads.clone());
+        let under_way = downloads.fetch_add(1, Relaxed) + 1;
+        (at_once == 0 || under_way <= at_once).then_some(counted)
+    }
+}
+
+impl Drop for Downloading {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 async fn connection(shared: Arc<Shared>, stream: tokio::net::TcpStream) {
     let (_counted, number) = Counted::new(&shared);
     let control = Arc::new(ConnectionControl::default());
@@ -280,6 +300,11 @@ async fn serve(
         body,
     };
 
+    let downloads = operation.downloads();
+    let downloading = downloads
+        .then(|| Downloading::begin(&shared.downloads, config.rules.downloads_at_once))
+        .flatten();
+
     let outcome = match (&fault, lost) {
         (
             Some(FaultKind::Status {
@@ -296,6 +321,9 @@ async fn serve(
             Err(Stop::Cut)
         }
         (_, Some(refusal)) => Err(refusal.into()),
+        _ if downloads && downloading.is_none() => {
+            Err(Stop::Refused(crate::error::Refusal::injected(429, None)))
+        }
         _ => dispatch(&mut call).await,
     };
     let carried_out = outcome.is_ok();
@@ -335,7 +363,21 @@ async fn serve(
     record.set(|e| e.status = reply.status.as_u16());
     ending.0 = None; // The body's business now.
     let fault = fault.filter(|_| carried_out);
-    Ok(respond(reply, Some(record), control, fault.as_ref()))
+    let mut response = respond(reply, Some(record), control, fault.as_ref());
+    if config.rules.clock_ahead_s != 0 {
+        let now = SystemTime::now();
+        let ahead = Duration::from_secs(config.rules.clock_ahead_s.unsigned_abs());
+        let date = httpdate::fmt_http_date(match config.rules.clock_ahead_s > 0 {
+            true => now + ahead,
+            false => now - ahead,
+        });
+        let date = HeaderValue::from_str(&date).expect("a date is plain text");
+        response.headers_mut().insert(header::DATE, date);
+    }
+    if let Some(downloading) = downloading {
+        response.body_mut().count(downloading);
+    }
+    Ok(response)
 }
 
 async fn dispatch(call: &mut Call) -> Result<Reply, Stop> {

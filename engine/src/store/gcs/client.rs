@@ -16,8 +16,9 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use super::{
     GcsOptions,
-    credentials::Credentials,
+    credentials::{Credentials, Token},
     latency::Latencies,
+    pace::Pace,
     retry::{RetryPolicy, Tries},
     stats::{Counters, GcsStats},
 };
@@ -29,7 +30,7 @@ use crate::{
 /// Google's own address, unless STORAGE_EMULATOR_HOST names another.
 const GOOGLE: &str = "https://storage.googleapis.com";
 
-/// Connections that one store opens at most.
+/// Requests that one store has under way at most, and so, but for a few that are being opened or closed, connections.
 const CONNECTIONS: usize = 64;
 
 /// An answer that is no object is never longer than this, in bytes: a page of a listing takes some megabytes.
@@ -119,8 +120,10 @@ pub(super) struct Response {
 pub(super) enum Failure {
     /// Another one may help; the server may have said when.
     Passing(Error, Option<Duration>),
-    /// The token is not accepted: one with another token may help.
-    Unauthorized(Error),
+    /// The same, and there is more under way than the store bears.
+    Throttled(Error, Option<Duration>),
+    /// This token is not accepted: another try with another one may help.
+    Unauthorized(Error, Token),
     /// No other one will.
     Final(Error),
 }
@@ -137,6 +140,8 @@ pub(super) struct Client {
     pub(super) policy: RetryPolicy,
     pub(super) counters: Counters,
     pub(super) latencies: Latencies,
+    /// Bounds the downloads under way.
+    pub(super) downloads: Arc<Pace>,
     /// Whether a compose removes its sources, as Google's does since 2026-07; emulators do not.
     pub(super) removes_sources: OnceCell<bool>,
 }
@@ -172,6 +177,7 @@ impl Client {
             policy: options.retry.clone(),
             counters: Counters::default(),
             latencies: Latencies::default(),
+            downloads: Arc::new(Pace::new(options.reads_at_once)),
             removes_sources: OnceCell::new(),
         })
     }
@@ -218,8 +224,8 @@ impl Client {
         for (name, value) in &request.headers {
             built = built.header(name, value);
         }
-        if let Some(token) = token {
-            built = built.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        if let Some(bearer) = &token.bearer {
+            built = built.header(header::AUTHORIZATION, format!("Bearer {bearer}"));
         }
         let body = match len {
             0 => HttpRequestBody::empty(),
@@ -252,7 +258,7 @@ impl Client {
         if response.response.status().is_success() {
             return Ok(response);
         }
-        Err(self.refusal(request, response).await)
+        Err(self.refusal(request, response, token).await)
     }
 
     fn unreachable(&self, request: &Request<'_>) -> Error {
@@ -264,7 +270,7 @@ impl Client {
     }
 
     /// What a status that is no success means.
-    async fn refusal(&self, request: &Request<'_>, response: Response) -> Failure {
+    async fn refusal(&self, request: &Request<'_>, response: Response, token: Token) -> Failure {
         let status = response.response.status();
         let asked_to_wait = response
             .response
@@ -273,6 +279,7 @@ impl Client {
             .and_then(|value| value.to_str().ok()?.parse().ok())
             .map(Duration::from_secs);
         let length = object_length(response.response.headers());
+        let about_token = self.credentials.advice(response.response.headers());
         let body = self.collect(response).await.unwrap_or_default();
         let message = message(&body);
         let (place, action) = (self.place(request.object), request.action);
@@ -314,17 +321,21 @@ impl Client {
                 "the credentials need {} on this path",
                 request.permission
             ))),
-            StatusCode::UNAUTHORIZED => Failure::Unauthorized(error(ErrorKind::Forbidden).hint(
-                "the token is not accepted: it may have expired, or this machine's clock be wrong",
-            )),
+            StatusCode::UNAUTHORIZED => Failure::Unauthorized(
+                error(ErrorKind::Forbidden).hint(format!(
+                    "this needs {}; {about_token}",
+                    request.permission
+                )),
+                token,
+            ),
             StatusCode::RANGE_NOT_SATISFIABLE => Failure::Final(match length {
                 Some(len) => Error::damaged(place, format!("it has only {len} bytes")),
                 None => Error::damaged(place, "it is shorter than it must be"),
             }),
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-                Failure::Passing(error(ErrorKind::Store), asked_to_wait)
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                Failure::Throttled(error(ErrorKind::Store), asked_to_wait)
             }
-            status if status.is_server_error() => {
+            status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
                 Failure::Passing(error(ErrorKind::Store), asked_to_wait)
             }
             // A body that was changed on its way does not have the checksum that came with it.
@@ -357,8 +368,8 @@ impl Client {
     }
 
     /// Whether there is another token to be had; it is asked for once in a request's life.
-    pub(super) async fn may_refresh(&self, refreshed: &mut bool) -> bool {
-        !std::mem::replace(refreshed, true) && self.credentials.refused().await
+    pub(super) async fn may_refresh(&self, refreshed: &mut bool, token: &Token) -> bool {
+        !std::mem::replace(refreshed, true) && self.credentials.refused(token).await
     }
 
     /// Sends a request until it is answered or there is no hope. Returns the answer's bytes and the number of tries.
@@ -374,11 +385,17 @@ impl Client {
                 Err(failure) => failure,
             };
             let (error, asked_for) = match failed {
-                Failure::Unauthorized(_) if self.may_refresh(&mut refreshed).await => continue,
-                Failure::Unauthorized(error) | Failure::Final(error) => {
+                Failure::Unauthorized(_, token)
+                    if self.may_refresh(&mut refreshed, &token).await =>
+                {
+                    continue;
+                }
+                Failure::Unauthorized(error, _) | Failure::Final(error) => {
                     return Err((error, tries.count()));
                 }
-                Failure::Passing(error, asked_for) => (error, asked_for),
+                Failure::Passing(error, asked_for) | Failure::Throttled(error, asked_for) => {
+                    (error, asked_for)
+                }
             };
             tracing::debug!(%error, tries = tries.count(), "a request failed");
             if !tries.another(asked_for).await {

@@ -69,7 +69,13 @@ pub(super) async fn read(
     let mut partial = None;
     loop {
         let before = received(&partial);
+        let turn = client.downloads.turn().await;
         let attempted = attempt(client, object, range, generation, &mut partial).await;
+        match &attempted {
+            Ok(()) => turn.went_well(),
+            Err(Failure::Throttled(..)) => turn.was_throttled(),
+            Err(_) => drop(turn),
+        }
         let failed = match (attempted, partial.take()) {
             (Ok(()), Some(done)) => match wrong_checksum(client, object, &done) {
                 None => {
@@ -91,9 +97,11 @@ pub(super) async fn read(
             }
         };
         let (error, asked_for) = match failed {
-            Failure::Unauthorized(_) if client.may_refresh(&mut refreshed).await => continue,
-            Failure::Unauthorized(e) | Failure::Final(e) => return Err(e),
-            Failure::Passing(e, asked_for) => (e, asked_for),
+            Failure::Unauthorized(_, token) if client.may_refresh(&mut refreshed, &token).await => {
+                continue;
+            }
+            Failure::Unauthorized(e, _) | Failure::Final(e) => return Err(e),
+            Failure::Passing(e, asked_for) | Failure::Throttled(e, asked_for) => (e, asked_for),
         };
         tracing::debug!(%error, tries = tries.count(), "a download failed");
         if received(&partial) >= before + PROGRESS {

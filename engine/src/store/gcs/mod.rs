@@ -1,7 +1,7 @@
 //! Google Cloud Storage, by its JSON API: what a tenant's agent may do (get, create and delete objects), done fast and repeatably.
 //!
 //! - `client`: one request, its retries and its errors; `credentials`: who is asking; `objects`: what is done with objects.
-//! - `download`: ranges of objects, hedged, resumed in mid-body.
+//! - `download`: ranges of objects, hedged, resumed in mid-body; `latency`: when a first byte is late; `pace`: how many at once.
 //! - `upload`: packs as parts that are uploaded in parallel and composed on the server.
 //! - `bucket`: the bucket's own settings, and what is wrong with them; `location`: where it lies and where we are.
 //! - `check`: all that can be found out about a bucket; `permissions`: what the caller may do there, tried out.
@@ -17,6 +17,7 @@ mod download;
 mod latency;
 mod location;
 mod objects;
+mod pace;
 mod permissions;
 mod retry;
 mod stats;
@@ -52,13 +53,13 @@ use crate::error::{Error, ErrorKind, Result};
 /// How the engine uses a bucket. The defaults keep a save and a restore within their memory budget of 512 MiB.
 #[derive(Debug, Clone)]
 pub struct GcsOptions {
-    /// Length in bytes of the parts of a pack. One write is billed for each; 32 MiB are 30 MB and some.
+    /// Length in bytes of the parts of a pack, all but the first few. One write is billed for each; 32 MiB are 30 MB and some.
     pub part_len: usize,
     /// Parts that are uploaded at once, each holding `part_len` bytes of memory.
     pub parts_at_once: usize,
     /// Length in bytes of a range that is read.
     pub read_len: u64,
-    /// Ranges that are read at once, each holding `read_len` bytes of memory.
+    /// Most ranges that are read at once, each holding `read_len` bytes of memory. A bucket that throttles is asked for fewer.
     pub reads_at_once: usize,
     /// When requests are repeated and when they are given up.
     pub retry: RetryPolicy,
@@ -81,9 +82,6 @@ impl Default for GcsOptions {
         }
     }
 }
-
-/// Parts of a pack: as many as one compose takes, less some room for the last one's growth.
-const PARTS_IN_PACK: u64 = 31;
 
 /// Most time that the look at the bucket's settings may take from a save.
 const ADVICE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -295,7 +293,7 @@ impl Backend for GcsBackend {
 
     fn pack_len(&self) -> u64 {
         match self.composes.load(Ordering::Relaxed) {
-            true => PARTS_IN_PACK * self.options.part_len as u64,
+            true => upload::pack_len(self.options.part_len),
             false => self.options.part_len as u64,
         }
     }
