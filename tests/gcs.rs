@@ -564,7 +564,13 @@ async fn a_save_makes_few_requests() {
     server.clear_log();
     save(&store, "r2", image("R2"), on_base("r")).await.unwrap();
     let log = server.log();
-    let requests: usize = log.counts().values().copied().sum();
-    assert!(requests <= 12, "{requests} requests: {:?}", log.counts());
+    let made = log.entries.iter();
+    let mut made: Vec<_> = made
+        .map(|e| format!("{} {} {:?}", e.method, e.target, e.range))
+        .collect();
+    // On a busy machine a range whose first byte is late is asked for a second time.
+    made.sort_unstable();
+    made.dedup_by(|a, b| a == b && a.contains("alt=media"));
+    assert!(made.len() <= 12, "{} requests: {made:#?}", made.len());
     assert!(server.connections().most <= 64);
 }
