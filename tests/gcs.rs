@@ -565,12 +565,9 @@ async fn a_save_makes_few_requests() {
     save(&store, "r2", image("R2"), on_base("r")).await.unwrap();
     let log = server.log();
     let made = log.entries.iter();
-    let mut made: Vec<_> = made
-        .map(|e| format!("{} {} {:?}", e.method, e.target, e.range))
+    let made: Vec<_> = made
+        .map(|e| format!("{} {} {}", e.method, e.target, e.status))
         .collect();
-    // On a busy machine a range whose first byte is late is asked for a second time.
-    made.sort_unstable();
-    made.dedup_by(|a, b| a == b && a.contains("alt=media"));
     assert!(made.len() <= 12, "{} requests: {made:#?}", made.len());
     assert!(server.connections().most <= 64);
 }
