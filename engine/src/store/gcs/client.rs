@@ -393,6 +393,10 @@ impl Client {
                 Failure::Unauthorized(error, _) | Failure::Final(error) => {
                     return Err((error, tries.count()));
                 }
+                // A name bears one change a second: what is removed soon after it was written is refused until then.
+                Failure::Throttled(error, None) if request.method == Method::DELETE => {
+                    (error, Some(Duration::from_secs(1)))
+                }
                 Failure::Passing(error, asked_for) | Failure::Throttled(error, asked_for) => {
                     (error, asked_for)
                 }
