@@ -32,7 +32,7 @@ mod snapshot;
 pub mod source;
 pub mod store;
 pub mod tree;
-mod userfault;
+pub mod userfault;
 pub mod verify;
 
 use std::sync::{Arc, OnceLock};

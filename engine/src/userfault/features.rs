@@ -8,7 +8,7 @@ use std::{
 };
 
 use linux_raw_sys::general as raw;
-use rustix::io::Errno;
+use rustix::{io::Errno, process::Signal};
 
 use super::sys::Descriptor;
 use crate::error::{Error, ErrorKind, Result};
@@ -58,9 +58,41 @@ impl Features {
 /// A userfaultfd: the kernel's way to have the page faults of one process answered by somebody else.
 ///
 /// As long as any descriptor of it is open, missing pages of registered memory wait to be served. **When the last one is closed, they read as
-/// zeros**, so whoever must not read zeros keeps a [duplicate](Self::duplicate) in a place that does not die with the server.
-#[derive(Debug, Clone)]
-pub struct Userfault(pub(super) Arc<Descriptor>);
+/// zeros**. A [`MemoryServer`](super::MemoryServer) of another process's memory therefore has its watchdog hold one.
+#[derive(Debug)]
+pub struct Userfault {
+    pub(super) descriptor: Arc<Descriptor>,
+    pub(super) process: Process,
+    /// Whether forks are told. Otherwise a child would read zeros.
+    forks: bool,
+}
+
+/// Whose memory it is.
+#[derive(Debug)]
+pub(super) enum Process {
+    /// This process's.
+    Own,
+    /// The one that this is a pidfd of.
+    Other(OwnedFd),
+}
+
+impl Process {
+    /// Something that is readable once it has ended.
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Own => None,
+            Self::Other(pidfd) => Some(pidfd.as_fd()),
+        }
+    }
+
+    /// Kills it, and with it whoever reads its memory.
+    pub fn kill(&self) {
+        let _ = match self {
+            Self::Own => rustix::process::kill_process(rustix::process::getpid(), Signal::KILL),
+            Self::Other(pidfd) => rustix::process::pidfd_send_signal(pidfd, Signal::KILL),
+        };
+    }
+}
 
 impl Userfault {
     /// Opens one for the memory of this process, with all events that the kernel tells.
@@ -78,30 +110,42 @@ impl Userfault {
             raw::UFFD_FEATURE_POISON,
         ];
         let wanted = wanted.into_iter().fold(0, |all, bit| all | u64::from(bit));
-        let descriptor = open()?;
-        if let Err(e) = descriptor.agree(features.0 & wanted) {
-            // Forks are told to those only who may trace.
-            if e.raw_os_error() != Some(Errno::PERM.raw_os_error()) {
-                return Err(unusable(e));
-            }
+        let own = |descriptor, forks| Self {
+            descriptor: Arc::new(descriptor),
+            process: Process::Own,
+            forks,
+        };
+        let fork = u64::from(raw::UFFD_FEATURE_EVENT_FORK);
+        // A child's pages that cannot be had can only be poisoned, since nobody says which process it is.
+        if features.fork() && features.poison() {
             let descriptor = open()?;
-            let fork = u64::from(raw::UFFD_FEATURE_EVENT_FORK);
-            descriptor
-                .agree(features.0 & wanted & !fork)
-                .map_err(unusable)?;
-            return Ok(Self(Arc::new(descriptor)));
+            match descriptor.agree(features.0 & wanted) {
+                Ok(_) => return Ok(own(descriptor, true)),
+                // Forks are told to those only who may trace.
+                Err(e) if e.raw_os_error() == Some(Errno::PERM.raw_os_error()) => {}
+                Err(e) => return Err(unusable(e)),
+            }
         }
-        Ok(Self(Arc::new(descriptor)))
+        let descriptor = open()?;
+        descriptor
+            .agree(features.0 & wanted & !fork)
+            .map_err(unusable)?;
+        Ok(own(descriptor, false))
     }
 
-    /// Takes one that another process opened and agreed with the kernel about, such as came over a socket.
-    pub fn adopt(fd: OwnedFd) -> Result<Self> {
+    /// Takes one that another process, of which `pidfd` is one, opened and agreed with the kernel about. It must have agreed on being told (`EVENT_REMOVE`,
+    /// `EVENT_REMAP`, `EVENT_UNMAP`) of whatever it does to its memory: what is not told gets the section's bytes again.
+    pub fn adopt(fd: OwnedFd, pidfd: OwnedFd) -> Result<Self> {
         let descriptor = Descriptor::adopt(fd)
             .map_err(|e| Error::invalid("the descriptor cannot be used").because(e))?;
-        Ok(Self(Arc::new(descriptor)))
+        Ok(Self {
+            descriptor: Arc::new(descriptor),
+            process: Process::Other(pidfd),
+            forks: true,
+        })
     }
 
-    /// Registers memory of this process: its missing pages are to be served from now on.
+    /// Registers memory of this process, and of a child that it forks where forks are told ([`Features::fork`]); elsewhere children do not have it. Its missing pages are to be served from now on.
     pub fn register(&self, addresses: Range<u64>) -> Result<()> {
         self.register_as(addresses, false)
     }
@@ -112,20 +156,23 @@ impl Userfault {
     }
 
     fn register_as(&self, addresses: Range<u64>, minor: bool) -> Result<()> {
-        self.0.register(&addresses, minor).map_err(|e| {
+        if !self.forks {
+            not_for_children(&addresses);
+        }
+        self.descriptor.register(&addresses, minor).map_err(|e| {
             let what = format!(
                 "the memory {:#x}..{:#x} cannot be registered with userfaultfd",
                 addresses.start, addresses.end
             );
-            Error::new(ErrorKind::Target, what).because(e).hint(
-                "it must be mapped, whole pages, writable, and anonymous or of a memfd",
-            )
+            Error::new(ErrorKind::Target, what)
+                .because(e)
+                .hint("it must be mapped, whole pages, writable, and anonymous or of a memfd")
         })
     }
 
-    /// Another descriptor of the same, to be kept by somebody who outlives the server.
+    /// Another descriptor of the same, to be handed to the process that serves.
     pub fn duplicate(&self) -> Result<OwnedFd> {
-        self.0
+        self.descriptor
             .duplicate()
             .map_err(|e| Error::target_action("duplicate", "a userfaultfd", e))
     }
@@ -133,8 +180,19 @@ impl Userfault {
 
 impl AsFd for Userfault {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.descriptor.as_fd()
     }
+}
+
+/// Leaves memory out of what a child of this process has.
+pub(super) fn not_for_children(addresses: &Range<u64>) {
+    let (start, len) = (
+        addresses.start as usize,
+        addresses.end.saturating_sub(addresses.start) as usize,
+    );
+    let start = std::ptr::with_exposed_provenance_mut(start);
+    // SAFETY: it changes nothing in this process; a child that uses the memory nevertheless has none there.
+    let _ = unsafe { rustix::mm::madvise(start, len, rustix::mm::Advice::LinuxDontFork) };
 }
 
 fn open() -> Result<Descriptor> {

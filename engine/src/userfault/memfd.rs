@@ -8,7 +8,10 @@ use std::{
     ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::NonNull,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
 };
 
 use rustix::{
@@ -16,14 +19,18 @@ use rustix::{
     mm::{MapFlags, ProtFlags},
 };
 
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
 use super::{
+    Userfault,
     features::Features,
+    fill,
     pace::Pace,
     present::Present,
     server::{MemoryServer, ServeOptions},
     space::is_huge,
     table::{Region, WINDOW},
-    Userfault,
 };
 use crate::{
     chunking,
@@ -52,10 +59,13 @@ pub(super) struct Memory {
     pub reader: SectionReader,
     /// Pages that may be mapped, or are zeros.
     ready: Present,
+    filled: AtomicU64,
     /// Pages that are zeros and not in the file.
     zeros: Present,
     locks: [Mutex<()>; LOCKS],
-    pub pace: Pace,
+    pub pace: Arc<Pace>,
+    /// Held by the one who fills it.
+    pub filling: Mutex<()>,
 }
 
 // SAFETY: `pages` is a mapping of its own that lives as long as this does; it is written only under `locks`, and read by nobody.
@@ -81,9 +91,7 @@ impl SharedMemory {
             .hint("it needs Linux 5.14; serve each process in memory of its own"));
         }
         if reader.is_empty() {
-            return Err(Error::invalid(
-                "an empty section cannot be mapped",
-            ));
+            return Err(Error::invalid("an empty section cannot be mapped"));
         }
         let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         match page_size {
@@ -124,9 +132,11 @@ impl SharedMemory {
             len,
             page_size,
             ready: Present::new(len / page_size),
+            filled: AtomicU64::new(0),
             zeros: Present::new(len / page_size),
             locks: std::array::from_fn(|_| Mutex::new(())),
-            pace: Pace::default(),
+            pace: Arc::default(),
+            filling: Mutex::new(()),
             reader,
         };
         // From here on nobody but the mapping above can write to it, so nobody can change what others share.
@@ -150,6 +160,31 @@ impl SharedMemory {
         self.0.page_size
     }
 
+    /// Bytes of the section.
+    pub fn section_len(&self) -> u64 {
+        self.0.reader.len()
+    }
+
+    /// Bytes that are in the memfd, or are zeros.
+    pub fn filled_bytes(&self) -> u64 {
+        self.0.filled.load(SeqCst)
+    }
+
+    /// Fills the memfd whether anybody uses it or not: `first`, in this order, then the rest. Faults of those who use it go before. Ends
+    /// early when the future is dropped.
+    pub async fn fill(&self, first: &[Range<u64>]) -> Result<()> {
+        let closing = CancellationToken::new();
+        let _closes = closing.clone().drop_guard();
+        let (memory, first) = (self.0.clone(), first.to_vec());
+        let runtime = Handle::current();
+        let filling =
+            tokio::task::spawn_blocking(move || fill::memfd(&memory, &runtime, &closing, &first));
+        match filling.await {
+            Ok(filled) => filled.map(|_| ()),
+            Err(_) => Err(Error::interrupted()),
+        }
+    }
+
     /// Whether all of the section is in the memfd.
     pub fn is_filled(&self) -> bool {
         self.0.next_absent(0..self.0.len).is_none()
@@ -169,7 +204,8 @@ impl SharedMemory {
                 other.addresses.start, other.page_size, self.0.page_size
             )));
         }
-        MemoryServer::start_shared(userfault, self.0.clone(), regions, options)
+        let (reader, memory) = (self.0.reader.clone(), self.0.clone());
+        MemoryServer::start_with(userfault, reader, Some(memory), regions, options)
     }
 }
 
@@ -234,7 +270,7 @@ impl Memory {
                     // SAFETY: the page is not ready, so nobody looks at it, and its lock is held, so nobody else writes it.
                     unsafe { self.page_mut(page * self.page_size, bytes.len()) }
                         .copy_from_slice(bytes);
-                    self.ready.add(page..page + 1);
+                    self.add_ready(page..page + 1);
                 }
             });
         }
@@ -252,15 +288,23 @@ impl Memory {
                 let target =
                     unsafe { self.page_mut(absent.start, (absent.end - absent.start) as usize) };
                 let (bytes, tail) = target.split_at_mut((read.end - read.start) as usize);
-                if self.reader.read_resident(bytes, read.start, read.clone()).is_none() {
+                if self
+                    .reader
+                    .read_resident(bytes, read.start, read.clone())
+                    .is_none()
+                {
                     return false;
                 }
                 tail.fill(0);
-                self.ready
-                    .add(absent.start / self.page_size..absent.end / self.page_size);
+                self.add_ready(absent.start / self.page_size..absent.end / self.page_size);
             }
             true
         })
+    }
+
+    fn add_ready(&self, pages: Range<u64>) {
+        let added = self.ready.add(pages) * self.page_size;
+        self.filled.fetch_add(added, SeqCst);
     }
 
     fn put_zero_page(&self, page: u64) {
@@ -271,7 +315,7 @@ impl Memory {
         } else {
             self.zeros.add(page..page + 1);
         }
-        self.ready.add(page..page + 1);
+        self.add_ready(page..page + 1);
     }
 
     fn each_absent(&self, range: &Range<u64>, mut put: impl FnMut(u64)) {
@@ -291,7 +335,10 @@ impl Memory {
 
     /// # Safety
     /// The pages are not ready and within the file, and their lock is held.
-    #[expect(clippy::mut_from_ref, reason = "the lock stands for the exclusive borrow")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the lock stands for the exclusive borrow"
+    )]
     unsafe fn page_mut(&self, offset: u64, len: usize) -> &mut [u8] {
         debug_assert!(offset + len as u64 <= self.len);
         // SAFETY: the mapping has `len` bytes and the caller has these for itself.

@@ -5,6 +5,7 @@ use std::{
         AtomicU64, AtomicUsize,
         Ordering::{Relaxed, SeqCst},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -69,10 +70,10 @@ impl Drop for Waiting<'_> {
 
 impl Steps {
     /// Waits while faults wait, then says how many bytes the next step has.
-    pub async fn next(&mut self, pace: &Pace) -> u64 {
+    pub fn next(&mut self, pace: &Pace) -> u64 {
         let started = Instant::now();
         while pace.waiting() > 0 && started.elapsed() < PATIENCE {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            thread::sleep(Duration::from_millis(1));
         }
         let faults = pace.faults();
         self.len = match faults == self.seen {
@@ -88,28 +89,28 @@ impl Steps {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn grows_in_quiet_and_backs_off_at_a_fault() {
+    #[test]
+    fn grows_in_quiet_and_backs_off_at_a_fault() {
         let pace = Pace::default();
         let mut steps = pace.steps();
         let mut last = 0;
         for _ in 0..10 {
-            last = steps.next(&pace).await;
+            last = steps.next(&pace);
         }
         assert_eq!(last, MOST_STEP);
         pace.count(1);
-        assert_eq!(steps.next(&pace).await, LEAST_STEP);
-        assert_eq!(steps.next(&pace).await, 2 * LEAST_STEP);
+        assert_eq!(steps.next(&pace), LEAST_STEP);
+        assert_eq!(steps.next(&pace), 2 * LEAST_STEP);
     }
 
-    #[tokio::test]
-    async fn waits_for_faults_but_not_for_ever() {
+    #[test]
+    fn waits_for_faults_but_not_for_ever() {
         let pace = Pace::default();
         let mut steps = pace.steps();
         let fault = pace.wait();
         let started = Instant::now();
         pace.count(1);
-        assert_eq!(steps.next(&pace).await, LEAST_STEP);
+        assert_eq!(steps.next(&pace), LEAST_STEP);
         assert!(started.elapsed() >= PATIENCE);
         drop(fault);
         assert_eq!(pace.waiting(), 0);

@@ -1,10 +1,6 @@
 //! Answering one fault: at once if the bytes are at hand, else when they have come.
 
-use std::{
-    ops::Range,
-    sync::{Arc, atomic::Ordering::SeqCst},
-    time::Duration,
-};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use super::{
     error::{ServeError, refused},
@@ -40,12 +36,7 @@ pub(super) fn later(shared: &Arc<Shared>, space: &Arc<Space>, address: u64) {
     shared.runtime.spawn(answer(guard));
 }
 
-fn try_now(
-    shared: &Shared,
-    space: &Space,
-    address: u64,
-    scratch: &mut Vec<u8>,
-) -> Option<Outcome> {
+fn try_now(shared: &Shared, space: &Space, address: u64, scratch: &mut Vec<u8>) -> Option<Outcome> {
     let place = space.place(address)?;
     let Content::Section(offset) = place.content else {
         return Some(install_zeros(space, &place));
@@ -83,7 +74,8 @@ impl Drop for Unanswered {
         if let Some(address) = self.address.take() {
             let why = Error::new(ErrorKind::Store, "what was to read it has died");
             self.shared.fail(ServeError::new(Some(address), None, why));
-            let _ = self.shared.poison(&self.space, address);
+            // If the process changes its memory right now, it is done when the server closes.
+            let _ = self.shared.lose(&self.space, address);
         }
     }
 }
@@ -98,12 +90,12 @@ async fn answer(mut guard: Unanswered) {
             Ok(outcome) => outcome,
             Err(error) => {
                 shared.fail(error);
-                shared.poison(&space, address)
+                shared.lose(&space, address)
             }
         };
         match outcome {
             Outcome::Changed => {
-                if space.ended.load(SeqCst) {
+                if space.ended() || shared.is_closing() {
                     break;
                 }
                 tokio::time::sleep(pause).await;
@@ -164,7 +156,9 @@ fn stranger(space: &Space, address: u64) -> Result<Outcome, ServeError> {
     };
     match space.install(generation, size, &[poison]) {
         Outcome::Installed => {
-            let why = Error::invalid("the process registered memory of which it did not say what belongs there");
+            let why = Error::invalid(
+                "the process registered memory of which it did not say what belongs there",
+            );
             Err(ServeError::new(Some(page.start), None, why))
         }
         outcome => Ok(outcome),

@@ -6,20 +6,19 @@
 //! pages are installed with it locked for reading: what is installed is what the table says at that moment.
 
 use std::{
-    io,
     ops::Range,
     sync::{
-        Mutex, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
 };
-use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
 
 use rustix::io::Errno;
 
 use super::{
     sys::{Descriptor, Event, Progress, Stop},
-    table::{Place, Table},
+    table::{Content, Mapping, Place, Table},
+    watchdog::Guarded,
 };
 
 /// Bytes of zeros, for huge pages, of which the kernel has no page of zeros.
@@ -73,27 +72,26 @@ pub(super) struct News {
 #[derive(Debug)]
 pub(super) struct Space {
     pub descriptor: Arc<Descriptor>,
+    /// Whether it is a child of the process that the server was started for.
+    pub is_child: bool,
+    guarded: Mutex<Option<Guarded>>,
     table: RwLock<Table>,
     /// Held by the one thread that waits for events and reads them.
     pub reading: Mutex<()>,
-    /// Faults so far.
-    pub faults: AtomicU64,
-    /// Faults that wait for bytes.
-    pub waiting: AtomicUsize,
     /// Whether the process has ended.
-    pub ended: AtomicBool,
+    ended: AtomicBool,
     /// Bytes that were installed.
     pub installed: AtomicU64,
 }
 
 impl Space {
-    pub fn new(descriptor: Arc<Descriptor>, table: Table) -> Self {
+    pub fn new(descriptor: Arc<Descriptor>, table: Table, is_child: bool) -> Self {
         Self {
             descriptor,
+            is_child,
+            guarded: Mutex::new(None),
             table: RwLock::new(table),
             reading: Mutex::new(()),
-            faults: AtomicU64::new(0),
-            waiting: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             installed: AtomicU64::new(0),
         }
@@ -107,27 +105,30 @@ impl Space {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The watchdog's hold on it.
+    pub fn guarded(&self) -> MutexGuard<'_, Option<Guarded>> {
+        self.guarded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What there is to do for a thread that waits at `address`.
     pub fn place(&self, address: u64) -> Option<Place> {
         self.table().place(address)
     }
 
     /// Reads what there is to read, without waiting.
-    pub fn read(&self) -> io::Result<News> {
+    pub fn read(&self) -> Result<News, Errno> {
         let mut table = self.table_mut();
         let mut news = News::default();
-        for event in self.descriptor.read()? {
-            match event {
-                Event::Fault { address } => news.faults.push(address),
-                Event::Fork(child) => {
-                    news.children.push(Self::new(Arc::new(child), table.fork()));
-                }
-                Event::Remap { from, to, len } => table.remap(from, to, len),
-                Event::Remove(range) => table.remove(&range),
-                Event::Unmap(range) => table.unmap(&range),
+        self.descriptor.read(|event| match event {
+            Event::Fault { address } => news.faults.push(address),
+            Event::Fork(child) => {
+                news.children
+                    .push(Self::new(Arc::new(child), table.fork(), true));
             }
-        }
-        self.faults.fetch_add(news.faults.len() as u64, SeqCst);
+            Event::Remap { from, to, len } => table.remap(from, to, len),
+            Event::Remove(range) => table.remove(&range),
+            Event::Unmap(range) => table.unmap(&range),
+        })?;
         Ok(news)
     }
 
@@ -195,18 +196,81 @@ impl Space {
         }
     }
 
+    /// Whether it is known that the process has ended.
+    pub fn ended(&self) -> bool {
+        self.ended.load(SeqCst)
+    }
+
+    /// Notes that it has.
+    pub fn set_ended(&self) {
+        self.ended.store(true, SeqCst);
+    }
+
     /// Asks the kernel whether the process still lives.
     pub fn has_ended(&self) -> bool {
-        // Memory that is never registered: below where programs are put, above what must not be mapped.
-        const NOWHERE: Range<u64> = 0x1_0000..0x1_1000;
-        let table = self.table();
-        let served = |m: &super::table::Mapping| m.range.start < NOWHERE.end;
-        if !table.mappings().first().is_some_and(served)
-            && self.descriptor.zeros(&NOWHERE).stop == Some(Stop::Ended)
-        {
+        if self.descriptor.has_ended() {
             self.ended.store(true, SeqCst);
         }
         self.ended.load(SeqCst)
+    }
+
+    /// Makes the kernel serve the memory itself from now on, what is not there being fatal to whoever touches it; `keep` says of addresses
+    /// that are not mapped that the kernel finds the right bytes for them nevertheless. `Failed` if it cannot make them fatal.
+    pub fn release(&self, keep: impl Fn(&Mapping, u64) -> bool) -> Outcome {
+        let table = self.table();
+        for mapping in table.mappings() {
+            let Content::Section(_) = mapping.content else {
+                continue;
+            };
+            let mut at = mapping.range.start;
+            while let Some(absent) = mapping.next_absent(&(at..mapping.range.end)) {
+                at = absent.end;
+                let size = mapping.page_size;
+                let mut page = absent.start;
+                while page < absent.end {
+                    let kept = keep(mapping, page);
+                    let start = page;
+                    while page < absent.end && keep(mapping, page) == kept {
+                        page += size;
+                    }
+                    if kept {
+                        continue;
+                    }
+                    let part = Part {
+                        range: start..page,
+                        how: How::Poison,
+                    };
+                    match self.poison_what_is_mapped(&part, size) {
+                        Outcome::Installed => {}
+                        outcome => return outcome,
+                    }
+                }
+            }
+        }
+        for mapping in table.mappings() {
+            // What is not registered any more needs nothing.
+            let _ = self.descriptor.unregister(&mapping.range);
+        }
+        Outcome::Installed
+    }
+
+    /// Poisons pages of which some may not be mapped any more, if that was never told.
+    fn poison_what_is_mapped(&self, part: &Part, page_size: u64) -> Outcome {
+        match self.install_part(part, page_size) {
+            Outcome::Gone => {}
+            outcome => return outcome,
+        }
+        for start in part.range.clone().step_by(page_size as usize) {
+            let page = Part {
+                range: start..start + page_size,
+                how: How::Poison,
+            };
+            match self.install_part(&page, page_size) {
+                Outcome::Installed | Outcome::Gone => {}
+                outcome => return outcome,
+            }
+        }
+        Outcome::Installed
     }
 }
 

@@ -35,8 +35,12 @@ const IOC: u8 = raw::UFFDIO as u8;
 /// `USERFAULTFD_IOC_NEW` of /dev/userfaultfd.
 const NEW: Opcode = opcode::none(IOC, 0);
 
+/// Addresses that waiters may have.
+pub(super) const ALL: Range<u64> = 0x1_0000..0x7fff_0000_0000;
+const NOWHERE: Range<u64> = 0x1_0000..0x1_1000;
+
 /// Events read at once.
-const EVENTS: usize = 32;
+const EVENTS: usize = 16;
 const MESSAGE_LEN: usize = size_of::<raw::uffd_msg>();
 
 /// A userfaultfd, not blocking.
@@ -105,7 +109,7 @@ impl Descriptor {
         }
     }
 
-    /// Takes one that another process opened. Fails if it is anything else.
+    /// Takes one that another process opened and agreed with the kernel about. Fails if it is anything else.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
         if link.as_os_str() != "anon_inode:[userfaultfd]" {
@@ -115,7 +119,18 @@ impl Descriptor {
         // Polling one that blocks says nothing but that it does.
         let flags = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        Ok(Self(fd))
+        let this = Self(fd);
+        // Before it is agreed about, nothing works.
+        this.wake(&ALL).map_err(|_| {
+            let what = "its owner has not agreed with the kernel about it (UFFDIO_API)";
+            io::Error::new(ErrorKind::InvalidInput, what)
+        })?;
+        Ok(this)
+    }
+
+    /// For a process that keeps one and must not allocate: takes it as it is.
+    pub fn keep(fd: OwnedFd) -> Self {
+        Self(fd)
     }
 
     /// Agrees with the kernel on features: once only for each descriptor. Returns all that the kernel has.
@@ -199,16 +214,23 @@ impl Descriptor {
         progress(result, poison.updated, poison.range.len)
     }
 
-    /// Reads the events that are there.
-    pub fn read(&self) -> io::Result<Vec<Event>> {
+    /// Hands out the events that are there, as many as are read at once. Allocates nothing.
+    pub fn read(&self, each: impl FnMut(Event)) -> Result<(), Errno> {
         let mut messages = [0; EVENTS * MESSAGE_LEN];
         let len = match rustix::io::read(&self.0, &mut messages) {
             Ok(len) => len,
             Err(Errno::AGAIN | Errno::INTR) => 0,
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(e),
         };
         let messages = messages[..len].chunks_exact(MESSAGE_LEN);
-        Ok(messages.filter_map(event).collect())
+        messages.filter_map(event).for_each(each);
+        Ok(())
+    }
+
+    /// Whether the process has ended.
+    pub fn has_ended(&self) -> bool {
+        // Where nothing is ever registered, since nothing is mapped at so low addresses.
+        self.zeros(&NOWHERE).stop == Some(Stop::Ended)
     }
 
     /// Another descriptor of the same, which keeps the memory from reading as zeros when this one is closed.

@@ -66,6 +66,16 @@ pub(super) struct Place {
     pub generation: u64,
 }
 
+/// Pages that are not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Absent {
+    /// What belongs there.
+    pub section: Range<u64>,
+    /// Where that is.
+    pub address: u64,
+    pub page_size: u64,
+}
+
 impl Mapping {
     fn part(&self, range: Range<u64>) -> Self {
         let skipped = range.start - self.range.start;
@@ -99,7 +109,9 @@ impl Mapping {
             return None;
         }
         let last = self.page_number(within.end - 1) + 1;
-        let start = self.present.find(false, self.page_number(within.start), last);
+        let start = self
+            .present
+            .find(false, self.page_number(within.start), last);
         let end = self.present.find(true, start, last);
         (start < end).then(|| self.address(start)..self.address(end))
     }
@@ -119,7 +131,10 @@ impl Table {
             .windows(2)
             .find(|two| section_end(two[0]) > two[1].section_offset)
         {
-            return Err(bad(two[1], "has bytes of the section that another has, too"));
+            return Err(bad(
+                two[1],
+                "has bytes of the section that another has, too",
+            ));
         }
         sorted.sort_by_key(|region| region.addresses.start);
         if let Some(two) = sorted
@@ -144,13 +159,38 @@ impl Table {
         })
     }
 
+    /// The first pages, in the section's order, that hold any of these bytes of it and are not there.
+    pub fn next_absent(&self, section: &Range<u64>) -> Option<Absent> {
+        let absent = self.mappings.iter().filter_map(|mapping| {
+            let Content::Section(offset) = mapping.content else {
+                return None;
+            };
+            let at = |in_section: u64| {
+                mapping
+                    .range
+                    .start
+                    .saturating_add(in_section.saturating_sub(offset))
+            };
+            let absent = mapping.next_absent(&(at(section.start)..at(section.end)))?;
+            let start = offset + (absent.start - mapping.range.start);
+            Some(Absent {
+                section: start..start + (absent.end - absent.start),
+                address: absent.start,
+                page_size: mapping.page_size,
+            })
+        });
+        absent.min_by_key(|absent| absent.section.start)
+    }
+
     pub fn mappings(&self) -> &[Mapping] {
         &self.mappings
     }
 
     fn find(&self, address: u64) -> Option<&Mapping> {
         let index = self.mappings.partition_point(|m| m.range.end <= address);
-        self.mappings.get(index).filter(|m| m.range.start <= address)
+        self.mappings
+            .get(index)
+            .filter(|m| m.range.start <= address)
     }
 
     /// What belongs where a thread waits at `address`; `None` if nothing is known of it.
@@ -164,7 +204,10 @@ impl Table {
         let mut window = page.clone();
         if size < WINDOW {
             let first = mapping.page_number(within.start);
-            let (this, last) = (mapping.page_number(start), mapping.page_number(within.end - 1) + 1);
+            let (this, last) = (
+                mapping.page_number(start),
+                mapping.page_number(within.end - 1) + 1,
+            );
             let absent = |number: &u64| !mapping.present.has(*number);
             let before = (first..this).rev().take_while(absent).count() as u64;
             let behind = (this + 1..last).take_while(absent).count() as u64;
@@ -277,7 +320,10 @@ fn check(region: &Region, section_len: u64) -> Result<()> {
         return Err(bad(region, "is empty or ends before its beginning"));
     }
     if start % size != 0 || end % size != 0 {
-        return Err(bad(region, &format!("is not made of whole pages of {size} bytes")));
+        return Err(bad(
+            region,
+            &format!("is not made of whole pages of {size} bytes"),
+        ));
     }
     let section_end = region.section_offset.checked_add(end - start);
     match section_end {
@@ -308,7 +354,10 @@ mod tests {
     }
 
     fn table() -> Table {
-        let regions = [region(1024 * K, 256 * K, 0), region(2048 * K, 64 * K, 256 * K)];
+        let regions = [
+            region(1024 * K, 256 * K, 0),
+            region(2048 * K, 64 * K, 256 * K),
+        ];
         Table::new(&regions, 320 * K).unwrap()
     }
 
@@ -343,7 +392,10 @@ mod tests {
         assert_eq!(content(&table, 1040 * K), Some(Content::Zeros));
         assert_eq!(content(&table, 1056 * K), Some(Content::Section(32 * K)));
         table.remap(1024 * K, 4096 * K, 64 * K);
-        assert_eq!(content(&table, 4096 * K + 12 * K), Some(Content::Section(12 * K)));
+        assert_eq!(
+            content(&table, 4096 * K + 12 * K),
+            Some(Content::Section(12 * K))
+        );
         assert_eq!(content(&table, 4096 * K + 16 * K), Some(Content::Zeros));
         assert_eq!(content(&table, 1036 * K), Some(Content::Zeros));
         table.unmap(&(1024 * K..1088 * K));
@@ -369,7 +421,10 @@ mod tests {
         let refused = |regions: &[Region]| Table::new(regions, 320 * K).unwrap_err().to_string();
         let bad = [
             (vec![region(1024 * K, 324 * K, 0)], "a section that has"),
-            (vec![region(1024 * K, 4 * K, u64::MAX - 4095)], "a section that has"),
+            (
+                vec![region(1024 * K, 4 * K, u64::MAX - 4095)],
+                "a section that has",
+            ),
             (vec![region(1024 * K, 0, 0)], "is empty"),
             (vec![region(1024 * K + 1, 4 * K, 0)], "whole pages"),
             (
