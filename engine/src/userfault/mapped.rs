@@ -56,7 +56,8 @@ pub struct MappedSection {
 #[derive(Debug)]
 struct Mapping {
     start: NonNull<u8>,
-    len: usize,
+    /// The section's bytes in whole pages.
+    mapped_len: usize,
     section_len: usize,
 }
 
@@ -154,20 +155,20 @@ impl Mapping {
         let start = NonNull::new(start.cast()).expect("the kernel maps nothing at 0");
         Ok(Self {
             start,
-            len,
+            mapped_len: len,
             section_len: section_len as usize,
         })
     }
 
     fn addresses(&self) -> Range<u64> {
         let start = self.start.as_ptr().expose_provenance() as u64;
-        start..start + self.len as u64
+        start..start + self.mapped_len as u64
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping is this one's, and whoever was handed a pointer into it has to know that it is gone.
-        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.mapped_len) };
     }
 }
