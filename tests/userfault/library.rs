@@ -200,7 +200,7 @@ async fn what_is_named_is_filled_first() {
     let world = World::new(16 * MIB);
     let reader = world.reader().await;
     let mut options = ServeOptions::default();
-    options.first = vec![0..1 << 40];
+    options.first.push(0..1 << 40);
     let refused = MappedSection::new(reader.clone(), options.clone()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidInput);
     options.first = vec![12 << 20..13 << 20, 4 << 20..(4 << 20) + 100];
