@@ -1,5 +1,6 @@
 """What the benchmark scripts share: builds, inputs, the shaped server, figures and tables."""
 
+import functools
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ def cargo_build(name, *arguments):
     return None
 
 
+@functools.cache
 def program(name, variable):
     """The executable that the environment names, or that of this workspace; ends the benchmark without either."""
     if os.environ.get(variable):
@@ -63,6 +65,11 @@ class Server:
         self.url = self.process.stdout.readline().strip()
         self.environment = {"STORAGE_EMULATOR_HOST": self.url}
         return self
+
+    def set_link(self, first_byte_ms, stream_mb_per_s, total_mb_per_s):
+        """Another link; 0 MB/s are no limit."""
+        link = {"first_byte_ms": first_byte_ms, "stream_bytes_per_s": int(stream_mb_per_s * 1e6), "total_bytes_per_s": int(total_mb_per_s * 1e6)}
+        self.control("config", "PATCH", {"link": link})
 
     def control(self, what, method="GET", document=None):
         data = None if document is None else json.dumps(document).encode()
