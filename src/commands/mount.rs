@@ -5,11 +5,7 @@ use std::path::PathBuf;
 use podsnap::MountOptions;
 use serde_json::json;
 
-use crate::{
-    args::{SectionName, SnapshotRef},
-    context::{Context, section_numbers},
-    exit::Failure,
-};
+use crate::{args::Wanted, context::Context, exit::Failure};
 
 /// Show a snapshot as a read-only file system
 ///
@@ -23,27 +19,17 @@ Examples:
   podsnap mount job-7 /mnt/job --section rootfs
   podsnap mount file:web-2.podsnap /mnt/web")]
 pub struct Args {
-    /// The snapshot, or file:PATH for one that was exported
-    #[arg(value_name = "SNAPSHOT")]
-    snapshot: SnapshotRef,
+    #[command(flatten)]
+    wanted: Wanted,
     /// An empty directory
     dir: PathBuf,
-    /// Only this section; may be given several times
-    #[arg(long, value_name = "ROLE[:NAME]")]
-    section: Vec<SectionName>,
-    /// Refuse unless the snapshot has this digest, which `podsnap save` printed
-    #[arg(long, value_name = "HEX")]
-    digest: Option<String>,
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let (store, snapshot) = context.open(&args.snapshot).await?;
-    if let Some(digest) = &args.digest {
-        snapshot.demand_digest(digest)?;
-    }
+    let (_store, snapshot, sections) = context.open_wanted(&args.wanted).await?;
     let mut options = MountOptions::default();
-    options.sections = section_numbers(&snapshot, &args.section)?;
-    let mount = snapshot.mount(&store, &args.dir, &options).await?;
+    options.sections = sections;
+    let mount = snapshot.mount(&args.dir, &options).await?;
     let (id, dir) = (snapshot.id(), mount.dir().display().to_string());
     let document = json!({ "snapshot": id.as_str(), "mounted_on": dir });
     let said = context.report(&document, || {

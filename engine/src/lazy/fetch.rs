@@ -36,12 +36,16 @@ const LEAST_BACKGROUND_LEN: u64 = 512 << 10;
 /// Times that a chunk is looked for when who fetched it gave it up.
 const TRIES: u32 = 3;
 
-/// How long bytes that another process of the node reads already are waited for: some round trips, or a large read.
-const URGENT_PATIENCE: Duration = Duration::from_millis(50);
+/// How long bytes are waited for that another process of the node is reading. One that somebody waits for there comes as soon as it can; without
+/// that patience many processes that begin at once would slow each other down until all of them read everything.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether the other process has ended.
-const CLAIM_INTERVAL: Duration = Duration::from_millis(2);
+/// How long who waits for bytes leaves it to a background read of another process to bring them: some round trips.
+const URGENT_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether the other process is done: at first, and later, when many may be looking.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LAST_LOOK: Duration = Duration::from_millis(20);
 
 /// Chunks by what a manifest says of them.
 pub(super) type Fetched = HashMap<(ChunkId, u32), Bytes>;
@@ -205,22 +209,31 @@ async fn from_node(snapshot: &Snapshot, duties: Vec<Duty>) -> Vec<Duty> {
 }
 
 /// Claims what the run reads for the whole node. If another process is reading it already, waits a while, and takes what that one has fetched.
-async fn claim(snapshot: &Snapshot, run: &mut Run, priority: Priority) -> Option<Claim> {
-    let cache = snapshot.shared.node_cache.as_ref()?;
+async fn claim(snapshot: &Snapshot, run: &mut Run, priority: Priority) -> [Option<Claim>; 2] {
+    let Some(cache) = &snapshot.shared.node_cache else {
+        return [None, None];
+    };
     let object = snapshot.pack_object(&snapshot.directory().packs[run.pack as usize]);
-    let until = Instant::now()
-        + match priority {
-            Priority::Urgent => URGENT_PATIENCE,
-            Priority::Background => PATIENCE,
-        };
-    let mut claim = cache.claim(&object, run.range.clone());
-    while claim.is_none() && Instant::now() < until {
-        sleep(CLAIM_INTERVAL).await;
-        claim = cache.claim(&object, run.range.clone());
-    }
+    let wait = async |of, patience| {
+        let begin = Instant::now();
+        loop {
+            let claim = cache.claim(&object, &run.range, of);
+            let waited = begin.elapsed();
+            if claim.is_some() || waited > patience {
+                return claim;
+            }
+            sleep((waited / 8).clamp(FIRST_LOOK, LAST_LOOK)).await;
+        }
+    };
+    let urgent = wait(Priority::Urgent, PATIENCE).await;
+    let claims = match priority {
+        Priority::Urgent => [urgent, wait(Priority::Background, URGENT_PATIENCE).await],
+        // It must stand in nobody's way who is in a hurry.
+        Priority::Background => [None, wait(Priority::Background, PATIENCE).await],
+    };
     // Whoever had it before has left there what was read.
     run.duties = from_node(snapshot, std::mem::take(&mut run.duties)).await;
-    claim
+    claims
 }
 
 async fn from_store(snapshot: Snapshot, mut run: Run, priority: Priority) {
@@ -238,7 +251,7 @@ async fn from_store(snapshot: Snapshot, mut run: Run, priority: Priority) {
     if run.duties.is_empty() {
         return;
     }
-    let _claim = claim(&snapshot, &mut run, priority).await;
+    let _claims = claim(&snapshot, &mut run, priority).await;
     let Run { pack, duties, .. } = run;
     let frames = || duties.iter().map(|duty| frame(&duty.chunk));
     let (start, end) = (

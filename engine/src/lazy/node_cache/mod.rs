@@ -14,6 +14,7 @@ use std::{
     collections::HashMap,
     fs::{self, File, FileTimes},
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard,
@@ -28,6 +29,7 @@ use self::volume::{FRAMES, INDEX, Place, Volume, Writer};
 
 pub(super) use self::claims::Claim;
 use self::claims::Claims;
+use super::Priority;
 
 /// Longest volume, in bytes.
 const VOLUME_LEN: u64 = 64 << 20;
@@ -157,9 +159,14 @@ impl NodeCache {
         }
     }
 
-    /// Announces to the node's other processes that these bytes of an object are being read; `None` if one of them is already.
-    pub(super) fn claim(&self, object: &str, range: std::ops::Range<u64>) -> Option<Claim> {
-        self.claims.claim(object, &range)
+    /// Announces to the node's other processes that these bytes of an object are being read; `None` if one of them reads them as urgently.
+    pub(super) fn claim(
+        &self,
+        object: &str,
+        range: &Range<u64>,
+        priority: Priority,
+    ) -> Option<Claim> {
+        self.claims.claim(object, range, priority)
     }
 
     fn append(&self, state: &mut State, id: &ChunkId, frame: &[u8]) -> io::Result<()> {
