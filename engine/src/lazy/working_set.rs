@@ -164,7 +164,7 @@ impl WorkingSet {
         })
     }
 
-    /// Fetches what was touched of these sections, in that order and in few large reads. It never is much further ahead of those who read than memory and
+    /// Fetches what was touched of these sections, or of all if there are none, in that order and in few large reads. It never is much further ahead of those who read than memory and
     /// the node's cache have room for, so it lasts as long as they take to use what was touched: let a task of its own do it, and end it with them.
     pub async fn prefetch(&self, sections: &[usize]) -> Result<()> {
         let readers: Vec<_> = (0..self.snapshot.sections().len())
@@ -172,7 +172,7 @@ impl WorkingSet {
             .collect();
         let ranges = self
             .touches()
-            .filter(|touch| sections.contains(&(touch.section as usize)))
+            .filter(|touch| sections.is_empty() || sections.contains(&(touch.section as usize)))
             .map(|touch| (readers[touch.section as usize].clone(), touch.range));
         ahead::replay(&self.snapshot, ranges).await
     }
