@@ -110,6 +110,21 @@ impl NodeCache {
         self.usable(|| self.scan(&mut self.lock()));
     }
 
+    /// Whether frames are kept here.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.given_up.load(Relaxed)
+    }
+
+    /// Bytes that it may hold.
+    pub(super) fn max_len(&self) -> u64 {
+        self.max_len
+    }
+
+    /// Whether it seems to have the frame of a chunk.
+    pub(super) fn has(&self, id: &ChunkId) -> bool {
+        self.lock().places.contains_key(id)
+    }
+
     /// The frame of a chunk, unchecked.
     pub(super) fn get(&self, id: &ChunkId) -> Option<Vec<u8>> {
         let mut state = self.lock();
