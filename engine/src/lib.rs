@@ -41,7 +41,7 @@ pub use catalog::{Listed, RemoveStats};
 pub use error::{Error, ErrorKind, Result};
 pub use export::ExportStats;
 pub use heads::Head;
-pub use lazy::{CacheOptions, Run, SectionReader};
+pub use lazy::{CacheOptions, Recording, Run, SectionReader, WorkingSet};
 pub use metadata::Metadata;
 pub use mount::{Mount, MountOptions};
 pub use podsnap_format as format;
