@@ -32,6 +32,7 @@ mod snapshot;
 pub mod source;
 pub mod store;
 pub mod tree;
+pub mod userfault;
 pub mod verify;
 
 use std::sync::{Arc, OnceLock};
