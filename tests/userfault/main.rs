@@ -6,7 +6,9 @@ mod support;
 
 mod guest;
 mod handshake;
+mod library;
 mod loss;
+mod ring;
 
 use std::path::PathBuf;
 
