@@ -13,6 +13,7 @@
 //! | [`Snapshot`] | a committed snapshot, which never changes: describes, restores, verifies and exports itself |
 //! | [`SectionReader`] | any range of one section, without restoring the rest |
 //! | [`Mount`], [`MemoryServer`](userfault::MemoryServer) | a snapshot as files, or a section as memory, before its bytes are here |
+//! | [`Recording`], [`WorkingSet`] | what a restore touches, recorded, and fetched ahead by the next one |
 //! | [`Progress`] | how far an operation is, to be looked at from anywhere while it runs |
 //! | [`Error`], [`ErrorKind`] | what went wrong: a text for people, a kind for programs |
 //!
