@@ -28,7 +28,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 /// Less than what a store's readers keep decoded: its bytes are at hand.
-const LOCAL_LEN: u64 = 32 * MIB;
+const LOCAL_LEN: u64 = 48 * MIB;
 
 /// Bytes of zeros that are filled.
 const ZEROS_LEN: u64 = 512 * MIB;

@@ -2,6 +2,7 @@
 
 use std::{ops::Range, sync::Arc, thread, time::Duration};
 
+use futures::FutureExt;
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -53,7 +54,13 @@ struct Stretch {
 /// Bytes that are being fetched.
 struct Ahead {
     section: Range<u64>,
-    task: JoinHandle<Result<()>>,
+    fetched: Doing<()>,
+}
+
+/// What may be done already, or is being done by a task.
+enum Doing<T> {
+    Done(Result<T>),
+    Task(JoinHandle<Result<T>>),
 }
 
 impl Filler<'_> {
@@ -87,8 +94,8 @@ impl Filler<'_> {
                 return Ok(true);
             };
             let came = match ahead.take() {
-                Some(a) if contains(&a.section, &stretch.section) => self.wait(a.task),
-                _ => self.wait(self.fetch(&stretch.section).task),
+                Some(a) if contains(&a.section, &stretch.section) => self.wait(a.fetched),
+                _ => self.wait(self.fetch(&stretch.section).fetched),
             };
             let Some(came) = came else {
                 return Ok(false);
@@ -109,10 +116,7 @@ impl Filler<'_> {
             self.reader.clone(),
             stretch.section.start..stretch.section.end.min(len),
         );
-        let runs = self.wait(
-            self.runtime
-                .spawn(async move { reader.runs(section).await }),
-        );
+        let runs = self.wait(self.start(async move { reader.runs(section).await }));
         let Some(runs) = runs else {
             return Ok(stretch.section.start);
         };
@@ -164,7 +168,7 @@ impl Filler<'_> {
             return Ok(true);
         }
         let (reader, start) = (self.reader.clone(), read.start);
-        let bytes = self.wait(self.runtime.spawn(async move {
+        let bytes = self.wait(self.start(async move {
             let mut bytes = vec![0; read_len];
             reader.read_at(&mut bytes, start).await.map(|()| bytes)
         }));
@@ -180,9 +184,20 @@ impl Filler<'_> {
         let (reader, range) = (self.reader.clone(), section.clone());
         Ahead {
             section,
-            task: self
-                .runtime
-                .spawn(async move { reader.prefetch(&[range]).await }),
+            fetched: self.start(async move { reader.prefetch(&[range]).await }),
+        }
+    }
+
+    /// Does at once what needs not wait for anything: a task would take longer to be woken. The rest becomes a task.
+    fn start<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Doing<T> {
+        let mut work = Box::pin(work);
+        let _entered = self.runtime.enter();
+        match (&mut work).now_or_never() {
+            Some(done) => Doing::Done(done),
+            None => Doing::Task(self.runtime.spawn(work)),
         }
     }
 
@@ -194,8 +209,12 @@ impl Filler<'_> {
         ended || self.closing.is_cancelled()
     }
 
-    /// Waits for a task; `None` if it is closed, or the runtime ends, before.
-    fn wait<T>(&self, mut task: JoinHandle<T>) -> Option<T> {
+    /// Waits until it is done; `None` if it is closed, or the runtime ends, before.
+    fn wait<T>(&self, doing: Doing<T>) -> Option<Result<T>> {
+        let mut task = match doing {
+            Doing::Done(done) => return Some(done),
+            Doing::Task(task) => task,
+        };
         futures::executor::block_on(async {
             tokio::select! {
                 done = &mut task => done.ok(),
