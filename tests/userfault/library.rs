@@ -234,6 +234,44 @@ async fn until(what: &str, mut reached: impl FnMut() -> bool) {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_that_waits_for_long_does_not_stop_the_fill() {
+    if !can_serve() {
+        return;
+    }
+    let len = 16 * MIB;
+    let world = World::new(len);
+    let shared = SharedMemory::new(world.reader().await, PAGE as u64).unwrap();
+    let memory = MappedSection::of(&shared, unfilled()).unwrap();
+    let data = |page: &usize| {
+        world.expected[page * PAGE..][..PAGE]
+            .iter()
+            .any(|b| *b != 0)
+    };
+    let page = (0..len / PAGE).rev().find(data).expect("a page of data");
+    world.go_on.send_replace(false);
+    let start = memory.as_ptr().expose_provenance() + page * PAGE;
+    let waiter = thread::spawn(move || {
+        // SAFETY: the memory is there until this has ended.
+        unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(start), PAGE) }
+            .to_vec()
+    });
+    until("it waits", || world.watched.waiting() > 0).await;
+    // All reads but that one are answered.
+    world.passes.store(1 << 40, SeqCst);
+    let filled = shared.clone();
+    let filling = tokio::spawn(async move { filled.fill(&[]).await });
+    until("much is filled", || shared.filled_bytes() > 3 << 20).await;
+    assert!(!waiter.is_finished() && !shared.is_filled());
+    world.go_on.send_replace(true);
+    filling.await.unwrap().unwrap();
+    assert!(shared.is_filled());
+    let found = tokio::task::spawn_blocking(|| waiter.join().unwrap())
+        .await
+        .unwrap();
+    assert_bytes(&found, &world.expected[page * PAGE..][..PAGE], "a page");
+}
+
 /// Bytes of memory that private mappings of memfds have for themselves.
 fn own_bytes() -> u64 {
     let smaps = fs::read_to_string("/proc/self/smaps").unwrap();

@@ -109,7 +109,7 @@ impl Filler<'_> {
         }
     }
 
-    /// Installs a stretch whose bytes are at hand, but no more than while nobody waits for a fault. Returns how far it came.
+    /// Installs a stretch whose bytes are at hand, or as much as one piece of it if somebody waits for a fault. Returns how far it came.
     fn fill_stretch(&self, stretch: &Stretch, buf: &mut Vec<u8>) -> Result<u64> {
         let (size, len) = (stretch.page_size, self.reader.len());
         let (reader, section) = (
@@ -123,7 +123,8 @@ impl Filler<'_> {
         for (run, zeros) in page_runs(runs?, &stretch.section, size, len) {
             let piece_len = if zeros { ZEROS_PIECE } else { PIECE }.max(size);
             for start in run.clone().step_by(piece_len as usize) {
-                if self.pace.waiting() > 0 || self.is_over() {
+                let gives_way = self.pace.waiting() > 0 && start > stretch.section.start;
+                if gives_way || self.is_over() {
                     return Ok(start);
                 }
                 let piece = start..run.end.min(start + piece_len);

@@ -311,7 +311,8 @@ impl Shared {
 
     /// Sees to it that nobody reads on at an address whose bytes cannot be had.
     pub fn lose(&self, space: &Space, address: u64) -> Outcome {
-        if self.kill {
+        // Once it is closing, what is missing is poisoned.
+        if self.kill && !self.is_closing() {
             self.doom(space);
             return Outcome::Ended;
         }
