@@ -362,8 +362,9 @@ fn touch_working_set(
 fn at_once(memory: &MappedSection, count: u64) -> Vec<Duration> {
     let base = memory.as_ptr().expose_provenance() as u64;
     let step = memory.len() as u64 / count / PAGE * PAGE;
-    // Whatever the first read of a section needs besides is no part of it.
+    // Whatever a section needs besides, before its first read and soon after, is no part of it.
     read_byte(base + step / 2 / PAGE * PAGE);
+    std::thread::sleep(Duration::from_millis(500));
     let barrier = Barrier::new(count as usize);
     let latencies = Mutex::new(Vec::new());
     std::thread::scope(|scope| {

@@ -1,6 +1,6 @@
 //! Filling memory that nobody asked for yet: what was named first, then everything in the section's order, giving way to faults.
 
-use std::{ops::Range, sync::Arc, thread, time::Duration};
+use std::{collections::VecDeque, ops::Range, sync::Arc, thread, time::Duration};
 
 use futures::FutureExt;
 use tokio::{runtime::Handle, task::JoinHandle};
@@ -17,6 +17,11 @@ use crate::{error::Result, lazy::SectionReader};
 
 /// Bytes decoded and installed at once, so that they are still in the processor's cache, and that faults are not held up.
 const PIECE: u64 = 64 << 10;
+
+/// Bytes fetched by one request, and how many steps are fetched ahead of what is installed: a distant store gives what a node can take to many streams only,
+/// and what is fetched ahead must find room in memory.
+const FETCH_LEN: u64 = 4 << 20;
+const STEPS_AHEAD: u64 = 4;
 
 /// Bytes of zeros installed at once.
 const ZEROS_PIECE: u64 = 2 << 20;
@@ -53,7 +58,8 @@ struct Stretch {
 
 /// Bytes that are being fetched.
 struct Ahead {
-    section: Range<u64>,
+    /// Where they begin in the section.
+    start: u64,
     fetched: Doing<()>,
 }
 
@@ -84,7 +90,8 @@ impl Filler<'_> {
         buf: &mut Vec<u8>,
     ) -> Result<bool> {
         let mut at = wanted.start;
-        let mut ahead: Option<Ahead> = None;
+        let mut ahead: VecDeque<Ahead> = VecDeque::new();
+        let mut asked = at;
         loop {
             let len = steps.next(self.pace);
             if self.is_over() {
@@ -93,18 +100,24 @@ impl Filler<'_> {
             let Some(stretch) = self.target.absent(&(at..wanted.end), len) else {
                 return Ok(true);
             };
-            let came = match ahead.take() {
-                Some(a) if contains(&a.section, &stretch.section) => self.wait(a.fetched),
-                _ => self.wait(self.fetch(&stretch.section).fetched),
-            };
-            let Some(came) = came else {
-                return Ok(false);
-            };
-            came?;
-            ahead = self
-                .target
-                .absent(&(stretch.section.end..wanted.end), len)
-                .map(|next| self.fetch(&next.section));
+            let until = stretch.section.start + STEPS_AHEAD * len;
+            asked = asked.max(stretch.section.start);
+            while asked < until.max(stretch.section.end)
+                && let Some(next) = self.target.absent(&(asked..wanted.end), FETCH_LEN.min(len))
+            {
+                asked = next.section.end;
+                ahead.push_back(self.fetch(&next.section));
+            }
+            while ahead
+                .front()
+                .is_some_and(|fetch| fetch.start < stretch.section.end)
+                && let Some(fetch) = ahead.pop_front()
+            {
+                match self.wait(fetch.fetched) {
+                    Some(came) => came?,
+                    None => return Ok(false),
+                }
+            }
             at = self.fill_stretch(&stretch, buf)?;
         }
     }
@@ -184,7 +197,7 @@ impl Filler<'_> {
         let section = section.start..section.end.min(self.reader.len());
         let (reader, range) = (self.reader.clone(), section.clone());
         Ahead {
-            section,
+            start: section.start,
             fetched: self.start(async move { reader.prefetch(&[range]).await }),
         }
     }
@@ -250,10 +263,6 @@ impl Target<'_> {
         stretch.section.end = stretch.section.end.min(end);
         Some(stretch)
     }
-}
-
-fn contains(outer: &Range<u64>, inner: &Range<u64>) -> bool {
-    outer.start <= inner.start && inner.end <= outer.end
 }
 
 /// Installs a piece of a stretch, zeros if there are no bytes; false if the process changed its memory meanwhile.

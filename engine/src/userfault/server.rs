@@ -163,6 +163,8 @@ impl MemoryServer {
             return Err(Error::invalid(what));
         }
         let table = Table::new(regions, reader.len())?;
+        let maps = reader.background();
+        runtime.spawn(async move { maps.load_maps().await });
         let total_bytes = table
             .mappings()
             .iter()
