@@ -77,29 +77,37 @@ pub fn is_image(dir: &Path) -> bool {
 /// The image's own description: runsc version, containers, network mode and what else gVisor writes.
 pub fn read_metadata(dir: &Path) -> Result<BTreeMap<String, String>> {
     let path = dir.join(CHECKPOINT);
-    let mut file = File::open(&path).map_err(|e| Error::source(path.display(), e))?;
+    let file = File::open(&path).map_err(|e| Error::source(path.display(), e))?;
+    parse_metadata(file, &path.display().to_string())
+}
+
+/// The description at the beginning of a `checkpoint.img`, which errors call `name`. Reads no more than that.
+///
+/// ```
+/// # use podsnap_engine as podsnap;
+/// # fn main() -> podsnap::Result<()> {
+/// let description = br#"{"runsc_version":"release-1"}"#;
+/// let len = (description.len() as u64).to_be_bytes();
+/// let file = [b"gVisorSF", &len[..], description, b"opaque"].concat();
+/// let metadata = podsnap::gvisor::parse_metadata(&file[..], "checkpoint.img")?;
+/// assert_eq!(metadata["runsc_version"], "release-1");
+/// # Ok(()) }
+/// ```
+pub fn parse_metadata(mut file: impl Read, name: &str) -> Result<BTreeMap<String, String>> {
     let mut head = [0; 16];
     file.read_exact(&mut head)
-        .map_err(|e| Error::source(path.display(), e))?;
+        .map_err(|e| Error::source(name, e))?;
     let (magic, len) = head.split_at(8);
     let len = u64::from_be_bytes(len.try_into().expect("eight bytes"));
     if magic != MAGIC || len > MAX_METADATA_LEN {
-        return Err(Error::invalid(format!(
-            "{} is not a gVisor checkpoint",
-            path.display()
-        )));
+        return Err(Error::invalid(format!("{name} is not a gVisor checkpoint")));
     }
     let mut json = Vec::new();
     file.take(len)
         .read_to_end(&mut json)
-        .map_err(|e| Error::source(path.display(), e))?;
-    serde_json::from_slice(&json).map_err(|e| {
-        Error::invalid(format!(
-            "the description in {} cannot be read",
-            path.display()
-        ))
-        .because(e)
-    })
+        .map_err(|e| Error::source(name, e))?;
+    serde_json::from_slice(&json)
+        .map_err(|e| Error::invalid(format!("the description in {name} cannot be read")).because(e))
 }
 
 /// The image's files as sections. Files that an image does not have to have may be missing.
@@ -112,6 +120,12 @@ pub fn sections(dir: &Path) -> Result<Vec<NewSection>> {
         }
     }
     Ok(sections)
+}
+
+/// Role and name of the section that a file of an image becomes, if it is one: `pages.img`, say.
+pub fn section_of(file: &str) -> Option<(Role, &'static str)> {
+    let found = FILES.iter().find(|(name, _)| *name == file);
+    found.map(|(_, section)| *section)
 }
 
 /// The name of the file that a section is restored to, if it is one of an image's.
