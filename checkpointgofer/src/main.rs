@@ -1,0 +1,130 @@
+//! The program `checkpointgofer`: started by runsc with a socket and an open file, ends when the sandbox closes the socket.
+
+use std::{
+    fs::File,
+    io::Read,
+    os::fd::{BorrowedFd, FromRawFd, OwnedFd},
+    process::ExitCode,
+};
+
+use checkpointgofer::{
+    arguments::{Arguments, Task},
+    logging,
+    options::{self, Options},
+    restore::Restoring,
+    save::Saving,
+    server::{Files, Server},
+    socket::Socket,
+};
+use podsnap_engine::CancellationToken;
+use tokio::runtime::Runtime;
+
+/// The exit code for arguments that make no sense.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = match Arguments::parse(std::env::args_os().skip(1)) {
+        Ok(args) => args,
+        Err(why) => {
+            eprintln!("checkpointgofer: {why}");
+            eprintln!(
+                "This is podsnap's checkpoint gofer for gVisor; runsc starts it. See docs/gvisor.md."
+            );
+            return USAGE.into();
+        }
+    };
+    let logs = args
+        .logs
+        .iter()
+        .map(|fd| take(*fd).map(File::from))
+        .collect();
+    match logs {
+        Ok(logs) => logging::start(logs, args.debug),
+        Err(why) => {
+            eprintln!("checkpointgofer: {why}");
+            return USAGE.into();
+        }
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            tracing::error!(why, "it ends with an error");
+            eprintln!("checkpointgofer: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Arguments) -> Result<(), String> {
+    let socket = Socket::new(take(args.socket)?);
+    let options = read_options(take(args.options)?.into())?;
+    let place = options.place().map_err(|e| e.to_string())?;
+    for key in options.unknown() {
+        tracing::warn!(key, "gcs_opts.json has a key that means nothing");
+    }
+    tracing::info!(task = ?args.task, store = place.store, snapshot = %place.snapshot, "started");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("gofer-io")
+        .enable_all()
+        .build()
+        .map_err(|e| format!("cannot start threads: {e}"))?;
+    let entered = runtime.enter();
+    let store = options.open(&place).map_err(|e| e.to_string())?;
+    let handle = runtime.handle().clone();
+    let ended = match args.task {
+        Task::Save => {
+            let save = options.save_options().map_err(|e| e.to_string())?;
+            let cancel = save.cancel.clone();
+            let saving = Saving::new(handle, store, place.snapshot, save);
+            serve(socket, &saving, &cancel);
+            saving.end().map(drop)
+        }
+        Task::Restore => {
+            let cancel = CancellationToken::new();
+            let restoring = Restoring::new(handle, store, place.snapshot, cancel.clone());
+            serve(socket, &restoring, &cancel);
+            restoring.failed().map_or(Ok(()), Err)
+        }
+        Task::RestoreFiles | Task::SaveFiles => {
+            Err("checkpoints of file systems only are not supported".to_owned())
+        }
+    };
+    drop(entered);
+    end(runtime);
+    ended
+}
+
+/// Serves the sandbox until it closes the socket; what is under way then is cancelled.
+fn serve(socket: Socket, files: &dyn Files, cancel: &CancellationToken) {
+    let mut server = Server::new(socket, files);
+    if let Err(error) = server.run() {
+        tracing::error!(%error, "the control socket fails");
+    }
+    tracing::debug!("the sandbox has closed the socket");
+    cancel.cancel();
+    drop(server);
+}
+
+/// Ends the threads, as far as nothing holds them back.
+fn end(runtime: Runtime) {
+    runtime.shutdown_background();
+}
+
+fn read_options(file: File) -> Result<Options, String> {
+    let mut json = Vec::new();
+    file.take(options::MAX_LEN)
+        .read_to_end(&mut json)
+        .map_err(|e| format!("cannot read gcs_opts.json: {e}"))?;
+    Options::parse(&json).map_err(|e| e.to_string())
+}
+
+/// Takes a file descriptor over that runsc left open.
+fn take(fd: i32) -> Result<OwnedFd, String> {
+    // SAFETY: it is only asked whether it is open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)
+        .map_err(|e| format!("the file descriptor {fd} is not open: {e}"))?;
+    // SAFETY: it is open, and nothing in this process has it: each is named once, and this is before anything is opened.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,185 @@
+//! A file that the sentry reads: each submission is a task that gets its bytes and puts them into the sandbox's memory.
+//!
+//! The sentry fills all of the sandbox's memory in its order, and in between asks for pages that a thread waits for. It does not say which are
+//! which, but what it fills with is as long as it may be and goes on where the last one ended. Everything else is urgent: it
+//! goes before the filling, here and in the store.
+
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use podsnap_engine::SectionReader;
+use rustix::io::Errno;
+
+use super::Restoring;
+use crate::{
+    errors,
+    guest::GuestFile,
+    request::{Completion, Stopped, Submission},
+    serve::Backing,
+};
+
+/// One file that is being read.
+pub(super) struct ReadFile {
+    restoring: Arc<Restoring>,
+    name: &'static str,
+    urgent: SectionReader,
+    filling: SectionReader,
+    order: Order,
+    completions: (Sender<Completion>, Receiver<Completion>),
+    under_way: usize,
+}
+
+impl ReadFile {
+    pub(super) fn new(
+        restoring: Arc<Restoring>,
+        name: &'static str,
+        reader: SectionReader,
+    ) -> Self {
+        Self {
+            restoring,
+            name,
+            filling: reader.background(),
+            urgent: reader,
+            order: Order::default(),
+            completions: unbounded(),
+            under_way: 0,
+        }
+    }
+}
+
+impl Backing for ReadFile {
+    fn submit(&mut self, submission: Submission, file: Arc<GuestFile>) {
+        self.under_way += 1;
+        let full = super::PAGES_LIMITS.max_io_bytes;
+        let urgent = self
+            .order
+            .is_urgent(submission.offset, submission.len, full);
+        let reader = if urgent { &self.urgent } else { &self.filling }.clone();
+        let (restoring, name) = (self.restoring.clone(), self.name);
+        let completions = self.completions.0.clone();
+        self.restoring.runtime.spawn(async move {
+            let id = submission.id;
+            let read = Read {
+                restoring: &restoring,
+                name,
+                reader,
+                urgent,
+            };
+            let completion = tokio::select! {
+                completion = read.run(submission, file) => completion,
+                () = restoring.cancel.cancelled() => Completion {
+                    id,
+                    n: 0,
+                    stopped: Some(Stopped::Error(Errno::CANCELED)),
+                },
+            };
+            // Received at the latest when the file is closed.
+            let _ = completions.send(completion);
+        });
+    }
+
+    fn completed(&mut self, least: usize) -> Vec<Completion> {
+        let receiver = &self.completions.1;
+        let mut completed: Vec<_> = receiver.iter().take(least).collect();
+        completed.extend(receiver.try_iter());
+        self.under_way -= completed.len();
+        completed
+    }
+
+    fn finalize(&mut self) -> Result<(), Errno> {
+        Err(Errno::INVAL)
+    }
+}
+
+impl Drop for ReadFile {
+    fn drop(&mut self) {
+        // When the file is closed, nothing may write to the sandbox's memory any more.
+        self.completed(self.under_way);
+    }
+}
+
+/// One submission on its way.
+struct Read<'a> {
+    restoring: &'a Restoring,
+    name: &'static str,
+    reader: SectionReader,
+    urgent: bool,
+}
+
+impl Read<'_> {
+    async fn run(self, submission: Submission, file: Arc<GuestFile>) -> Completion {
+        let id = submission.id;
+        let left = self.reader.len().saturating_sub(submission.offset);
+        let n = u64::from(submission.len).min(left) as u32;
+        if let Err(errno) = self
+            .copy(submission.offset, n as usize, &submission, file)
+            .await
+        {
+            return Completion {
+                id,
+                n: 0,
+                stopped: Some(Stopped::Error(errno)),
+            };
+        }
+        let stopped = (n < submission.len).then_some(Stopped::EndOfFile);
+        Completion { id, n, stopped }
+    }
+
+    async fn copy(
+        &self,
+        offset: u64,
+        len: usize,
+        submission: &Submission,
+        file: Arc<GuestFile>,
+    ) -> Result<(), Errno> {
+        if len == 0 {
+            return Ok(());
+        }
+        let _permit = match self.urgent {
+            true => None,
+            false => Some(self.restoring.filling.acquire().await),
+        };
+        let mut bytes = vec![0; len];
+        let read = self.reader.read_at(&mut bytes, offset).await;
+        read.map_err(|e| {
+            self.restoring.fail(self.name, &e);
+            errors::errno(&e)
+        })?;
+        let ranges = submission.ranges.clone();
+        // The kernel may have to find memory first, and the file may be anything.
+        let copied = tokio::task::spawn_blocking(move || {
+            let mut rest = bytes.as_slice();
+            for range in &ranges {
+                let len = rest.len().min((range.end - range.start) as usize);
+                let (now, later) = rest.split_at(len);
+                file.write_at(now, range.start)?;
+                rest = later;
+            }
+            Ok::<_, std::io::Error>(())
+        });
+        let copied = copied.await.unwrap_or_else(|e| Err(e.into()));
+        copied.map_err(|e| {
+            self.restoring
+                .fail(self.name, &format!("the sandbox's memory: {e}"));
+            Errno::FAULT
+        })
+    }
+}
+
+/// Tells filling from what somebody waits for.
+#[derive(Debug, Default)]
+struct Order {
+    /// Where the filling goes on.
+    next: u64,
+}
+
+impl Order {
+    /// Whether somebody waits for the bytes of a submission. `full` is the length of the longest.
+    fn is_urgent(&mut self, offset: u64, len: u32, full: u32) -> bool {
+        let filling = len == full || offset == self.next;
+        if filling {
+            self.next = offset + u64::from(len);
+        }
+        !filling
+    }
+}

@@ -1,0 +1,144 @@
+//! Restoring: the sections of a snapshot are the files that the sentry reads.
+//!
+//! What is wrong with the store or the snapshot is said when `checkpoint.img` is opened, which the sentry does first: it takes any error about
+//! the other files to mean that there are none.
+
+mod file;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use podsnap_engine::{
+    CancellationToken, Error, ErrorKind, SectionReader, Snapshot, SnapshotId, Store,
+};
+use tokio::{runtime::Handle, sync::Semaphore};
+
+use self::file::ReadFile;
+use crate::{
+    image,
+    request::{Limits, Mode},
+    serve::Backing,
+    server::Files,
+};
+
+/// For the memory: long enough for few requests to the store, short enough that the sentry, which waits for one of them at least before it says which
+/// pages a thread needs now, does not wait long.
+const PAGES_LIMITS: Limits = Limits {
+    max_io_bytes: 4 << 20,
+    // Every page may go to a place of its own.
+    max_ranges: 1024,
+    max_parallel: 64,
+};
+
+/// For the other files, which the sentry reads through a buffer of 8 MiB.
+const OTHER_LIMITS: Limits = Limits {
+    max_io_bytes: 1 << 20,
+    max_ranges: 1,
+    max_parallel: 8,
+};
+
+/// Reads that nobody waits for and that may be under way at once, each with a buffer of its own.
+const FILLING_AT_ONCE: usize = 16;
+
+/// A snapshot that is being restored.
+pub struct Restoring {
+    runtime: Handle,
+    store: Store,
+    snapshot: SnapshotId,
+    cancel: CancellationToken,
+    filling: Arc<Semaphore>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// `None` until the first file is opened.
+    opened: Option<Result<Snapshot, String>>,
+    /// What went wrong with a read.
+    failed: Option<String>,
+}
+
+impl Restoring {
+    /// Nothing is done before the sandbox opens the first file. When `cancel` is cancelled, reads end.
+    pub fn new(
+        runtime: Handle,
+        store: Store,
+        snapshot: SnapshotId,
+        cancel: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            runtime,
+            store,
+            snapshot,
+            cancel,
+            filling: Arc::new(Semaphore::new(FILLING_AT_ONCE)),
+            state: Mutex::default(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What went wrong, if anything did.
+    pub fn failed(&self) -> Option<String> {
+        self.state().failed.clone()
+    }
+
+    fn snapshot(&self) -> Result<Snapshot, String> {
+        let mut state = self.state();
+        let opened = state.opened.get_or_insert_with(|| {
+            let snapshot = self.runtime.block_on(self.open_snapshot());
+            snapshot.map_err(|error| {
+                tracing::error!(snapshot = %self.snapshot, %error, "it cannot be restored");
+                error.to_string()
+            })
+        });
+        opened.clone()
+    }
+
+    async fn open_snapshot(&self) -> Result<Snapshot, Error> {
+        let snapshot = self.store.snapshot(&self.snapshot).await?;
+        let (role, name) = image::section(image::CHECKPOINT);
+        snapshot.find_section(role, name).map_err(|e| {
+            let what = format!("{} is no gVisor checkpoint", self.snapshot);
+            Error::new(ErrorKind::InvalidInput, what).because(e)
+        })?;
+        tracing::info!(snapshot = %self.snapshot, digest = %snapshot.digest(), "restoring");
+        Ok(snapshot)
+    }
+
+    fn reader(&self, name: &'static str) -> Result<SectionReader, String> {
+        let snapshot = self.snapshot()?;
+        let (role, section) = image::section(name);
+        let number = snapshot.find_section(role, section);
+        Ok(snapshot.reader(number.map_err(|e| e.to_string())?))
+    }
+
+    /// Remembers the first error of a read.
+    fn fail(&self, name: &str, error: &dyn std::fmt::Display) {
+        tracing::error!(snapshot = %self.snapshot, file = name, %error, "it cannot be read");
+        let mut state = self.state();
+        state
+            .failed
+            .get_or_insert_with(|| format!("{name} cannot be read: {error}"));
+    }
+}
+
+impl Files for Arc<Restoring> {
+    fn open(&self, name: &str, mode: Mode) -> Result<(Limits, Box<dyn Backing>), String> {
+        let name = image::file(name).ok_or_else(|| format!("{name} is no file of a checkpoint"))?;
+        if mode != Mode::Read {
+            return Err("this gofer was started for reading a checkpoint".to_owned());
+        }
+        let reader = self.reader(name)?;
+        let limits = match name {
+            image::PAGES => PAGES_LIMITS,
+            _ => OTHER_LIMITS,
+        };
+        Ok((limits, Box::new(ReadFile::new(self.clone(), name, reader))))
+    }
+
+    fn failure(&self, _name: &str) -> Option<String> {
+        self.failed()
+    }
+}
