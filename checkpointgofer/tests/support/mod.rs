@@ -1,6 +1,7 @@
 //! A node with a real runsc that starts our gofer: pods of it are started, checkpointed and restored.
 #![allow(dead_code)]
 
+pub mod sentry;
 
 use std::{
     fs::{self, File},
