@@ -283,3 +283,37 @@ fn a_gofer_that_is_killed_in_a_restore_ends_the_sandbox() {
     let said = pod.said();
     assert!(said.contains("restoring container \"second\""), "{said}");
 }
+
+#[test]
+fn a_pod_with_a_model_costs_little_the_second_time_and_goes_on_while_it_comes_back() {
+    let (Some(node), Some(bundle)) = (Node::new(), support::bundle("model")) else {
+        return;
+    };
+    let image = |id: &str| {
+        let options = json!({
+            "store": node.text("store"), "object_prefix": format!("{id}/"), "group": "web",
+        });
+        node.image(id, &options)
+    };
+    let (first, second) = (image("web-1"), image("web-2"));
+    let mut pod = node.start_bundle("first", &bundle, &["run"]);
+    pod.wait_for_count(3);
+    pod.checkpoint_ok(&first, &["-leave-running"]);
+    pod.wait_for_count(pod.count() + 1);
+    let reached = pod.count();
+    pod.checkpoint_ok(&second, &[]);
+    pod.wait_for_end();
+    let store = Store::open(&node.text("store")).unwrap();
+    assert_checkpoint(&store, "web-2");
+    let stored = |id: &str| {
+        let files = fs::read_dir(node.path("store").join(id)).unwrap();
+        let lengths = files.map(|file| file.unwrap().metadata().unwrap().len());
+        lengths.sum::<u64>()
+    };
+    let (once, again) = (stored("web-1"), stored("web-2"));
+    assert!(again * 50 < once, "{again} bytes after {once}");
+    let image = second.to_str().unwrap();
+    let args = ["restore", "--image-path", image, "--background"];
+    let mut pod = node.start_bundle("again", &bundle, &args);
+    pod.assert_resumed_after(reached);
+}

@@ -37,6 +37,16 @@ fn cache() -> PathBuf {
         .unwrap_or_else(|| set("HOME").unwrap_or_default().join(".cache/podsnap"))
 }
 
+/// The bundle of a reference pod, if it is there; says so if not.
+pub fn bundle(pod: &str) -> Option<PathBuf> {
+    let bundle = cache().join("pod").join(pod);
+    let there = bundle.join("config.json").exists();
+    if !there {
+        skipped(&format!("pod/{pod}: tests/provision.sh has not made it"));
+    }
+    there.then_some(bundle)
+}
+
 /// Waits until something is so, or fails.
 #[track_caller]
 pub fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
