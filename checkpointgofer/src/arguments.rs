@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 
+use crate::image::Kind;
+
 /// What runsc asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Arguments {
@@ -28,6 +30,16 @@ pub enum Task {
     RestoreFiles,
     /// A file system's checkpoint is saved.
     SaveFiles,
+}
+
+impl Task {
+    /// What the checkpoint is of.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::Restore | Self::Save => Kind::Sandbox,
+            Self::RestoreFiles | Self::SaveFiles => Kind::FileSystem,
+        }
+    }
 }
 
 /// The word between runsc's flags and the gofer's.

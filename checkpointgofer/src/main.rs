@@ -72,22 +72,20 @@ fn run(args: &Arguments) -> Result<(), String> {
     let entered = runtime.enter();
     let store = options.open(&place).map_err(|e| e.to_string())?;
     let handle = runtime.handle().clone();
+    let kind = args.task.kind();
     let ended = match args.task {
-        Task::Save => {
+        Task::Save | Task::SaveFiles => {
             let save = options.save_options().map_err(|e| e.to_string())?;
             let cancel = save.cancel.clone();
-            let saving = Saving::new(handle, store, place.snapshot, save);
+            let saving = Saving::new(handle, store, place.snapshot, kind, save);
             serve(socket, &saving, &cancel);
             saving.end().map(drop)
         }
-        Task::Restore => {
+        Task::Restore | Task::RestoreFiles => {
             let cancel = CancellationToken::new();
-            let restoring = Restoring::new(handle, store, place.snapshot, cancel.clone());
+            let restoring = Restoring::new(handle, store, place.snapshot, kind, cancel.clone());
             serve(socket, &restoring, &cancel);
             restoring.failed().map_or(Ok(()), Err)
-        }
-        Task::RestoreFiles | Task::SaveFiles => {
-            Err("checkpoints of file systems only are not supported".to_owned())
         }
     };
     drop(entered);

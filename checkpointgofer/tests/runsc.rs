@@ -4,7 +4,9 @@ mod support;
 
 use std::{fs, path::Path};
 
-use podsnap_engine::{ErrorKind, OpenOptions, Snapshot, Store, VerifyOptions};
+use podsnap_engine::{
+    CancellationToken, ErrorKind, OpenOptions, Progress, Snapshot, Store, VerifyOptions,
+};
 use podsnap_gcs_server::{AGENT_TOKEN, Config, GcsServer, OWNER_TOKEN};
 use serde_json::{Value, json};
 use support::{Node, wait_until};
@@ -316,4 +318,57 @@ fn a_pod_with_a_model_costs_little_the_second_time_and_goes_on_while_it_comes_ba
     let args = ["restore", "--image-path", image, "--background"];
     let mut pod = node.start_bundle("again", &bundle, &args);
     pod.assert_resumed_after(reached);
+}
+
+#[test]
+fn a_pod_moves_from_the_gofer_of_google_to_ours_and_back() {
+    let Some(mut node) = Node::new() else {
+        return;
+    };
+    let server = bucket();
+    node.set_env("STORAGE_EMULATOR_HOST", &server.url());
+    let image = node.image("image", &in_bucket("web-1"));
+    node.use_gofer_of_google(true);
+    let mut pod = node.start("first", &["run"]);
+    pod.wait_for_count(3);
+    let reached = pod.count();
+    pod.checkpoint_ok(&image, &[]);
+    pod.wait_for_end();
+    drop(pod);
+    assert!(
+        server
+            .object(BUCKET, "tenant/store/web-1/pages.img")
+            .is_some()
+    );
+    assert!(!node.log().contains("checkpointgofer:"), "{}", node.log());
+    // What it left is restored as it is.
+    node.use_gofer_of_google(false);
+    assert_restores(&node, &image, reached);
+    assert!(node.log().contains("restoring raw files"), "{}", node.log());
+    // A checkpoint of ours, written as raw files, is restored by the other.
+    let ours = node.image("ours", &in_bucket("web-2"));
+    let args = ["restore", "--image-path", image.to_str().unwrap()];
+    let mut pod = node.start("second", &args);
+    pod.assert_resumed_after(reached);
+    let reached = pod.count();
+    pod.checkpoint_ok(&ours, &[]);
+    drop(pod);
+    let store = bucket_store(&server);
+    let snapshot = open(&store, "web-2").unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (progress, cancel) = (Progress::default(), CancellationToken::new());
+    let id = "web-3".parse().unwrap();
+    let exported = snapshot.export_raw(&store, &id, &progress, &cancel);
+    runtime.block_on(exported).unwrap();
+    node.use_gofer_of_google(true);
+    let exported = node.image("exported", &in_bucket("web-3"));
+    let before = node.log().len();
+    let args = ["restore", "--image-path", exported.to_str().unwrap()];
+    let mut pod = node.start("third", &args);
+    pod.assert_resumed_after(reached);
+    assert!(
+        !node.log()[before..].contains("restoring"),
+        "{}",
+        node.log()
+    );
 }

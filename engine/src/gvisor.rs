@@ -4,6 +4,8 @@
 //! `pages.img` (memory). `checkpoint.img` begins with the magic "gVisorSF", a big-endian u64 length and as many bytes of
 //! JSON, a map of strings; everything behind that is opaque to us (pkg/state/statefile in google/gvisor).
 //!
+//! The image of a file system only has `fscheckpoint.pb` and `multitar.img` in place of `checkpoint.img`.
+//!
 //! ```
 //! # use podsnap_engine as podsnap;
 //! # #[tokio::main]
@@ -37,9 +39,13 @@
 //! # Ok(()) }
 //! ```
 
+mod raw;
+
 use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 
 use podsnap_format::{Role, manifest::SectionInfo};
+
+pub use raw::{RawFile, RawImage};
 
 use crate::{
     error::{Error, Result},
@@ -50,6 +56,9 @@ use crate::{
 /// The file that makes a directory an image.
 const CHECKPOINT: &str = "checkpoint.img";
 
+/// The file that makes a directory the image of a file system.
+const FS_MANIFEST: &str = "fscheckpoint.pb";
+
 const MAGIC: &[u8; 8] = b"gVisorSF";
 
 /// Longest description gVisor itself reads, in bytes.
@@ -59,14 +68,21 @@ const MAX_METADATA_LEN: u64 = 16 << 20;
 const KERNEL: (Role, &str) = (Role::Kernel, "");
 
 /// Files of an image and the sections they become, in the order in which they are saved.
-const FILES: [(&str, (Role, &str)); 3] = [
+const FILES: [(&str, (Role, &str)); 5] = [
     (CHECKPOINT, KERNEL),
+    (FS_MANIFEST, (Role::Other, "fscheckpoint")),
+    ("multitar.img", (Role::Other, "multitar")),
     ("pages_meta.img", (Role::Memory, "pages_meta")),
     ("pages.img", (Role::Memory, "")),
 ];
 
 /// Whether `dir` looks like an image directory.
 pub fn is_image(dir: &Path) -> bool {
+    let file_system = [FS_MANIFEST, "multitar.img"];
+    has_checkpoint(dir) || file_system.iter().all(|file| dir.join(file).is_file())
+}
+
+fn has_checkpoint(dir: &Path) -> bool {
     let mut magic = [0; MAGIC.len()];
     File::open(dir.join(CHECKPOINT))
         .and_then(|mut f| f.read_exact(&mut magic))
@@ -74,9 +90,12 @@ pub fn is_image(dir: &Path) -> bool {
         && magic == *MAGIC
 }
 
-/// The image's own description: runsc version, containers, network mode and what else gVisor writes.
+/// The image's own description: runsc version, containers, network mode and what else gVisor writes. That of a file system's image is empty.
 pub fn read_metadata(dir: &Path) -> Result<BTreeMap<String, String>> {
     let path = dir.join(CHECKPOINT);
+    if !path.exists() && is_image(dir) {
+        return Ok(BTreeMap::new());
+    }
     let file = File::open(&path).map_err(|e| Error::source(path.display(), e))?;
     parse_metadata(file, &path.display().to_string())
 }
@@ -115,7 +134,7 @@ pub fn sections(dir: &Path) -> Result<Vec<NewSection>> {
     let mut sections = Vec::new();
     for (file, (role, name)) in FILES {
         let path = dir.join(file);
-        if file == CHECKPOINT || path.exists() {
+        if path.exists() {
             sections.push(NewSection::blob(role, name, Input::file(&path)?));
         }
     }

@@ -7,10 +7,9 @@
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use podsnap_engine::SectionReader;
 use rustix::io::Errno;
 
-use super::Restoring;
+use super::{Restoring, bytes::FileBytes};
 use crate::{
     errors,
     guest::GuestFile,
@@ -22,24 +21,18 @@ use crate::{
 pub(super) struct ReadFile {
     restoring: Arc<Restoring>,
     name: &'static str,
-    urgent: SectionReader,
-    filling: SectionReader,
+    bytes: FileBytes,
     order: Order,
     completions: (Sender<Completion>, Receiver<Completion>),
     under_way: usize,
 }
 
 impl ReadFile {
-    pub(super) fn new(
-        restoring: Arc<Restoring>,
-        name: &'static str,
-        reader: SectionReader,
-    ) -> Self {
+    pub(super) fn new(restoring: Arc<Restoring>, name: &'static str, bytes: FileBytes) -> Self {
         Self {
             restoring,
             name,
-            filling: reader.background(),
-            urgent: reader,
+            bytes,
             order: Order::default(),
             completions: unbounded(),
             under_way: 0,
@@ -54,7 +47,7 @@ impl Backing for ReadFile {
         let urgent = self
             .order
             .is_urgent(submission.offset, submission.len, full);
-        let reader = if urgent { &self.urgent } else { &self.filling }.clone();
+        let bytes = self.bytes.clone();
         let (restoring, name) = (self.restoring.clone(), self.name);
         let completions = self.completions.0.clone();
         self.restoring.runtime.spawn(async move {
@@ -62,7 +55,7 @@ impl Backing for ReadFile {
             let read = Read {
                 restoring: &restoring,
                 name,
-                reader,
+                bytes,
                 urgent,
             };
             let completion = tokio::select! {
@@ -102,14 +95,14 @@ impl Drop for ReadFile {
 struct Read<'a> {
     restoring: &'a Restoring,
     name: &'static str,
-    reader: SectionReader,
+    bytes: FileBytes,
     urgent: bool,
 }
 
 impl Read<'_> {
     async fn run(self, submission: Submission, file: Arc<GuestFile>) -> Completion {
         let id = submission.id;
-        let left = self.reader.len().saturating_sub(submission.offset);
+        let left = self.bytes.len().saturating_sub(submission.offset);
         let n = u64::from(submission.len).min(left) as u32;
         if let Err(errno) = self
             .copy(submission.offset, n as usize, &submission, file)
@@ -140,7 +133,7 @@ impl Read<'_> {
             false => Some(self.restoring.filling.acquire().await),
         };
         let mut bytes = vec![0; len];
-        let read = self.reader.read_at(&mut bytes, offset).await;
+        let read = self.bytes.read_at(&mut bytes, offset, self.urgent).await;
         read.map_err(|e| {
             self.restoring.fail(self.name, &e);
             errors::errno(&e)

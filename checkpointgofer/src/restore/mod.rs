@@ -3,18 +3,19 @@
 //! What is wrong with the store or the snapshot is said when `checkpoint.img` is opened, which the sentry does first: it takes any error about
 //! the other files to mean that there are none.
 
+mod bytes;
 mod file;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podsnap_engine::{
-    CancellationToken, Error, ErrorKind, SectionReader, Snapshot, SnapshotId, Store,
+    CancellationToken, Error, ErrorKind, Snapshot, SnapshotId, Store, gvisor::RawImage,
 };
 use tokio::{runtime::Handle, sync::Semaphore};
 
-use self::file::ReadFile;
+use self::{bytes::FileBytes, file::ReadFile};
 use crate::{
-    image,
+    image::{self, Kind},
     request::{Limits, Mode},
     serve::Backing,
     server::Files,
@@ -44,6 +45,7 @@ pub struct Restoring {
     runtime: Handle,
     store: Store,
     snapshot: SnapshotId,
+    kind: Kind,
     cancel: CancellationToken,
     filling: Arc<Semaphore>,
     state: Mutex<State>,
@@ -52,9 +54,17 @@ pub struct Restoring {
 #[derive(Default)]
 struct State {
     /// `None` until the first file is opened.
-    opened: Option<Result<Snapshot, String>>,
+    opened: Option<Result<Opened, String>>,
     /// What went wrong with a read.
     failed: Option<String>,
+}
+
+/// What is restored.
+#[derive(Clone)]
+enum Opened {
+    Snapshot(Snapshot),
+    /// Files as Google's gofer left them.
+    Raw(RawImage),
 }
 
 impl Restoring {
@@ -63,12 +73,14 @@ impl Restoring {
         runtime: Handle,
         store: Store,
         snapshot: SnapshotId,
+        kind: Kind,
         cancel: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
             runtime,
             store,
             snapshot,
+            kind,
             cancel,
             filling: Arc::new(Semaphore::new(FILLING_AT_ONCE)),
             state: Mutex::default(),
@@ -84,11 +96,11 @@ impl Restoring {
         self.state().failed.clone()
     }
 
-    fn snapshot(&self) -> Result<Snapshot, String> {
+    fn opened(&self) -> Result<Opened, String> {
         let mut state = self.state();
         let opened = state.opened.get_or_insert_with(|| {
-            let snapshot = self.runtime.block_on(self.open_snapshot());
-            snapshot.map_err(|error| {
+            let opened = self.runtime.block_on(self.open_image());
+            opened.map_err(|error| {
                 tracing::error!(snapshot = %self.snapshot, %error, "it cannot be restored");
                 error.to_string()
             })
@@ -96,22 +108,46 @@ impl Restoring {
         opened.clone()
     }
 
-    async fn open_snapshot(&self) -> Result<Snapshot, Error> {
-        let snapshot = self.store.snapshot(&self.snapshot).await?;
-        let (role, name) = image::section(image::CHECKPOINT);
+    async fn open_image(&self) -> Result<Opened, Error> {
+        let snapshot = match self.store.snapshot(&self.snapshot).await {
+            Ok(snapshot) => snapshot,
+            // Forbidden may be how the store says that there is none.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Forbidden) => {
+                return match RawImage::open(&self.store, &self.snapshot).await {
+                    Ok(raw) if raw.file(self.kind.first()).is_some() => {
+                        tracing::info!(snapshot = %self.snapshot, "restoring raw files");
+                        Ok(Opened::Raw(raw))
+                    }
+                    _ => Err(e),
+                };
+            }
+            Err(e) => return Err(e),
+        };
+        let (role, name) = image::section(self.kind.first());
         snapshot.find_section(role, name).map_err(|e| {
-            let what = format!("{} is no gVisor checkpoint", self.snapshot);
-            Error::new(ErrorKind::InvalidInput, what).because(e)
+            let what = match self.kind {
+                Kind::Sandbox => "is no checkpoint of a gVisor sandbox",
+                Kind::FileSystem => "is no checkpoint of a gVisor sandbox's file systems",
+            };
+            Error::new(ErrorKind::InvalidInput, format!("{} {what}", self.snapshot)).because(e)
         })?;
         tracing::info!(snapshot = %self.snapshot, digest = %snapshot.digest(), "restoring");
-        Ok(snapshot)
+        Ok(Opened::Snapshot(snapshot))
     }
 
-    fn reader(&self, name: &'static str) -> Result<SectionReader, String> {
-        let snapshot = self.snapshot()?;
-        let (role, section) = image::section(name);
-        let number = snapshot.find_section(role, section);
-        Ok(snapshot.reader(number.map_err(|e| e.to_string())?))
+    fn bytes(&self, name: &'static str) -> Result<FileBytes, String> {
+        match self.opened()? {
+            Opened::Snapshot(snapshot) => {
+                let (role, section) = image::section(name);
+                let number = snapshot.find_section(role, section);
+                let number = number.map_err(|e| e.to_string())?;
+                Ok(FileBytes::of_section(snapshot.reader(number)))
+            }
+            Opened::Raw(raw) => match raw.file(name) {
+                Some(file) => Ok(FileBytes::Raw(file.clone())),
+                None => Err(format!("{} has no {name}", self.snapshot)),
+            },
+        }
     }
 
     /// Remembers the first error of a read.
@@ -126,16 +162,16 @@ impl Restoring {
 
 impl Files for Arc<Restoring> {
     fn open(&self, name: &str, mode: Mode) -> Result<(Limits, Box<dyn Backing>), String> {
-        let name = image::file(name).ok_or_else(|| format!("{name} is no file of a checkpoint"))?;
+        let name = self.kind.file(name)?;
         if mode != Mode::Read {
             return Err("this gofer was started for reading a checkpoint".to_owned());
         }
-        let reader = self.reader(name)?;
+        let bytes = self.bytes(name)?;
         let limits = match name {
             image::PAGES => PAGES_LIMITS,
             _ => OTHER_LIMITS,
         };
-        Ok((limits, Box::new(ReadFile::new(self.clone(), name, reader))))
+        Ok((limits, Box::new(ReadFile::new(self.clone(), name, bytes))))
     }
 
     fn failure(&self, _name: &str) -> Option<String> {

@@ -11,7 +11,7 @@ mod stream;
 
 use std::{
     collections::BTreeMap,
-    io::{Seek, SeekFrom},
+    io::{Read, Seek, SeekFrom},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -27,7 +27,8 @@ use self::{
     stream::{GuestStream, StreamEnds},
 };
 use crate::{
-    errors, image,
+    errors,
+    image::{self, Kind},
     request::{Limits, Mode},
     serve::Backing,
     server::Files,
@@ -55,6 +56,7 @@ struct Shared {
     runtime: Handle,
     store: Store,
     snapshot: SnapshotId,
+    kind: Kind,
     options: SaveOptions,
     state: Mutex<State>,
 }
@@ -83,11 +85,18 @@ enum Progress {
 
 impl Saving {
     /// Nothing is done before the sandbox opens the first file.
-    pub fn new(runtime: Handle, store: Store, snapshot: SnapshotId, options: SaveOptions) -> Self {
+    pub fn new(
+        runtime: Handle,
+        store: Store,
+        snapshot: SnapshotId,
+        kind: Kind,
+        options: SaveOptions,
+    ) -> Self {
         Self(Arc::new(Shared {
             runtime,
             store,
             snapshot,
+            kind,
             options,
             state: Mutex::default(),
         }))
@@ -127,7 +136,7 @@ impl Saving {
 impl Files for Saving {
     fn open(&self, name: &str, mode: Mode) -> Result<(Limits, Box<dyn Backing>), String> {
         let shared = &self.0;
-        let name = image::file(name).ok_or_else(|| format!("{name} is no file of a checkpoint"))?;
+        let name = shared.kind.file(name)?;
         if mode != Mode::Write {
             return Err("this gofer was started for writing a checkpoint".to_owned());
         }
@@ -285,7 +294,7 @@ impl Shared {
                 .await
                 .map_err(|_| Error::new(ErrorKind::Source, "the save's task died"))??,
         };
-        match Self::take_in(&mut writer, files).await {
+        match self.take_in(&mut writer, files).await {
             Ok(description) => writer.set_gvisor(description),
             Err(e) => {
                 let _ = writer.abort().await;
@@ -297,6 +306,7 @@ impl Shared {
 
     /// Saves what was kept aside, and finds out what the checkpoint is of.
     async fn take_in(
+        &self,
         writer: &mut SnapshotWriter,
         files: BTreeMap<&'static str, Progress>,
     ) -> Result<BTreeMap<String, String>> {
@@ -310,14 +320,14 @@ impl Shared {
                 Content::Streamed(ends) => {
                     if let Some(head) = &ends.head {
                         let head = head.lock().unwrap_or_else(PoisonError::into_inner);
-                        description = Some(gvisor::parse_metadata(head.bytes(), name)?);
+                        description = Some(self.describe(head.bytes())?);
                     }
                     continue;
                 }
             };
             rewind(&mut aside)?;
-            if name == image::CHECKPOINT {
-                description = Some(gvisor::parse_metadata(&mut aside, name)?);
+            if name == self.kind.first() {
+                description = Some(self.describe(&mut aside)?);
                 rewind(&mut aside)?;
             }
             let (role, section) = image::section(name);
@@ -325,11 +335,24 @@ impl Shared {
             writer.add(NewSection::blob(role, section, input)).await?;
         }
         description.ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidInput,
-                "the sandbox wrote no checkpoint.img",
-            )
+            let what = format!("the sandbox wrote no {}", self.kind.first());
+            Error::new(ErrorKind::InvalidInput, what)
         })
+    }
+
+    /// What the image is of, as its first file says. A save that fails in the sandbox may declare files whole that say nothing.
+    fn describe(&self, mut file: impl Read) -> Result<BTreeMap<String, String>> {
+        let name = self.kind.first();
+        match self.kind {
+            Kind::Sandbox => gvisor::parse_metadata(file, name),
+            Kind::FileSystem => match file.read(&mut [0]) {
+                Ok(1) => Ok(BTreeMap::new()),
+                _ => Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!("the sandbox wrote nothing into {name}"),
+                )),
+            },
+        }
     }
 }
 

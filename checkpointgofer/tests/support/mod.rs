@@ -61,6 +61,8 @@ pub fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
 pub struct Node {
     dir: TempDir,
     runsc: PathBuf,
+    /// The directory where runsc looks for its sidecars.
+    sidecars: &'static str,
     env: Vec<(String, String)>,
 }
 
@@ -74,18 +76,24 @@ impl Node {
             "tests/provision.sh has made no runsc or no pod"
         } else {
             let dir = tempfile::tempdir().expect("a directory");
-            for name in ["state", "gofer"] {
+            for name in ["state", "gofer", "none"] {
                 fs::create_dir(dir.path().join(name)).unwrap();
             }
             std::os::unix::fs::symlink(GOFER, dir.path().join("gofer/checkpointgofer")).unwrap();
             return Some(Self {
                 dir,
                 runsc,
+                sidecars: "gofer",
                 env: Vec::new(),
             });
         };
         skipped(&format!("checkpoints of a pod: {why}"));
         None
+    }
+
+    /// From now on runsc starts the gofer that Google wrote, which is built into it, or ours again.
+    pub fn use_gofer_of_google(&mut self, google: bool) {
+        self.sidecars = if google { "none" } else { "gofer" };
     }
 
     /// Sandboxes and gofers have this in their environment.
@@ -159,7 +167,7 @@ impl Node {
 
     fn prepare(&self, command: &mut Command) {
         command
-            .env("GVISOR_SIDECAR_BINARIES_DIR", self.path("gofer"))
+            .env("GVISOR_SIDECAR_BINARIES_DIR", self.path(self.sidecars))
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
     }
