@@ -12,12 +12,12 @@ use checkpointgofer::{
     logging,
     options::{self, Options},
     restore::Restoring,
-    save::Saving,
-    server::{Files, Server},
+    save::{CaptureOptions, Saving},
+    server::{Files, Refusing, Server},
     socket::Socket,
 };
-use podsnap_engine::CancellationToken;
-use tokio::runtime::Runtime;
+use podsnap_engine::{CancellationToken, Error, SaveOptions, SnapshotId, Store};
+use tokio::runtime::Handle;
 
 /// The exit code for arguments that make no sense.
 const USAGE: u8 = 2;
@@ -57,12 +57,6 @@ fn main() -> ExitCode {
 
 fn run(args: &Arguments) -> Result<(), String> {
     let socket = Socket::new(take(args.socket)?);
-    let options = read_options(take(args.options)?.into())?;
-    let place = options.place().map_err(|e| e.to_string())?;
-    for key in options.unknown() {
-        tracing::warn!(key, "gcs_opts.json has a key that means nothing");
-    }
-    tracing::info!(task = ?args.task, store = place.store, snapshot = %place.snapshot, "started");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("gofer-io")
@@ -70,43 +64,83 @@ fn run(args: &Arguments) -> Result<(), String> {
         .build()
         .map_err(|e| format!("cannot start threads: {e}"))?;
     let entered = runtime.enter();
-    let store = options.open(&place).map_err(|e| e.to_string())?;
-    let handle = runtime.handle().clone();
-    let kind = args.task.kind();
-    let ended = match args.task {
+    let ended = match prepare(args) {
+        Ok(prepared) => carry_out(args.task, prepared, runtime.handle(), socket),
+        // Said to the sandbox, it comes before whoever runs it.
+        Err(why) => {
+            serve(socket, &Refusing(why.clone()), || ());
+            Err(why)
+        }
+    };
+    drop(entered);
+    // A thread may still wait for a file of the sandbox's, which may be anything.
+    runtime.shutdown_background();
+    ended
+}
+
+/// What the options say.
+struct Prepared {
+    store: Store,
+    snapshot: SnapshotId,
+    save: SaveOptions,
+    capture: Option<CaptureOptions>,
+}
+
+fn prepare(args: &Arguments) -> Result<Prepared, String> {
+    let options = read_options(take(args.options)?.into())?;
+    let prepare = || {
+        let place = options.place()?;
+        for key in options.unknown() {
+            tracing::warn!(key, "gcs_opts.json has a key that means nothing");
+        }
+        tracing::info!(task = ?args.task, store = place.store, snapshot = %place.snapshot, "started");
+        Ok(Prepared {
+            store: options.open(&place)?,
+            snapshot: place.snapshot,
+            save: options.save_options()?,
+            capture: options.capture()?,
+        })
+    };
+    prepare().map_err(|e: Error| e.to_string())
+}
+
+fn carry_out(
+    task: Task,
+    prepared: Prepared,
+    runtime: &Handle,
+    socket: Socket,
+) -> Result<(), String> {
+    let Prepared {
+        store,
+        snapshot,
+        save,
+        capture,
+    } = prepared;
+    let (kind, runtime) = (task.kind(), runtime.clone());
+    match task {
         Task::Save | Task::SaveFiles => {
-            let save = options.save_options().map_err(|e| e.to_string())?;
-            let cancel = save.cancel.clone();
-            let saving = Saving::new(handle, store, place.snapshot, kind, save);
-            serve(socket, &saving, &cancel);
+            let saving = Saving::new(runtime, store, snapshot, kind, save, capture);
+            serve(socket, &saving, || saving.hang_up());
             saving.end().map(drop)
         }
         Task::Restore | Task::RestoreFiles => {
             let cancel = CancellationToken::new();
-            let restoring = Restoring::new(handle, store, place.snapshot, kind, cancel.clone());
-            serve(socket, &restoring, &cancel);
+            let restoring = Restoring::new(runtime, store, snapshot, kind, cancel.clone());
+            serve(socket, &restoring, || cancel.cancel());
             restoring.failed().map_or(Ok(()), Err)
         }
-    };
-    drop(entered);
-    end(runtime);
-    ended
+    }
 }
 
-/// Serves the sandbox until it closes the socket; what is under way then is cancelled.
-fn serve(socket: Socket, files: &dyn Files, cancel: &CancellationToken) {
+/// Serves the sandbox until it closes the socket; `hang_up` then cancels what is under way.
+fn serve(socket: Socket, files: &dyn Files, hang_up: impl FnOnce()) {
     let mut server = Server::new(socket, files);
     if let Err(error) = server.run() {
         tracing::error!(%error, "the control socket fails");
     }
     tracing::debug!("the sandbox has closed the socket");
-    cancel.cancel();
+    hang_up();
     drop(server);
-}
-
-/// Ends the threads, as far as nothing holds them back.
-fn end(runtime: Runtime) {
-    runtime.shutdown_background();
 }
 
 fn read_options(file: File) -> Result<Options, String> {

@@ -9,11 +9,16 @@ use podsnap_engine::{
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::save::CaptureOptions;
+
 /// Longest file that is read, in bytes.
 pub const MAX_LEN: u64 = 1 << 20;
 
 /// What the cache on the node's disk may hold, in bytes, unless it is said.
 const CACHE_LEN: u64 = 10 << 30;
+
+/// What may be captured in memory, in bytes, unless it is said: the sandbox's own limit counts it.
+const CAPTURED_LEN: u64 = 256 << 20;
 
 /// The file.
 #[derive(Debug, Deserialize)]
@@ -34,6 +39,9 @@ pub struct Options {
     key_file: Option<PathBuf>,
     cache: Option<PathBuf>,
     cache_bytes: Option<u64>,
+    acknowledge: Option<String>,
+    spill: Option<PathBuf>,
+    spill_after_bytes: Option<u64>,
     #[serde(flatten)]
     unknown: BTreeMap<String, Value>,
 }
@@ -115,6 +123,20 @@ impl Options {
                 max_len: self.cache_bytes.unwrap_or(CACHE_LEN),
             }),
         })
+    }
+
+    /// Whether the sandbox goes on as soon as it is captured, and where that is kept.
+    pub fn capture(&self) -> Result<Option<CaptureOptions>> {
+        match self.acknowledge.as_deref() {
+            None | Some("durable") => Ok(None),
+            Some("captured") => Ok(Some(CaptureOptions {
+                max_memory_len: self.spill_after_bytes.unwrap_or(CAPTURED_LEN),
+                spill_dir: self.spill.clone().unwrap_or_else(std::env::temp_dir),
+            })),
+            Some(other) => Err(invalid(format!(
+                "acknowledge is {other:?}, it can be \"durable\" or \"captured\""
+            ))),
+        }
     }
 
     /// How the snapshot is saved.
@@ -214,6 +236,16 @@ mod tests {
         assert_eq!(save.group.as_deref(), Some("web"));
         assert_eq!(save.codec, Policy::Zstd(3));
         assert_eq!(save.labels["k"], "v");
+        assert!(options.capture().unwrap().is_none());
+        let captured =
+            parse(r#"{"object_prefix": "x/", "acknowledge": "captured", "spill": "/var/x"}"#);
+        let captured = captured.capture().unwrap().unwrap();
+        assert_eq!(captured.spill_dir.to_str(), Some("/var/x"));
+        assert!(
+            parse(r#"{"object_prefix": "x/", "acknowledge": "never"}"#)
+                .capture()
+                .is_err()
+        );
         for json in [
             r#"{"object_prefix": "x/", "codec": "best"}"#,
             r#"{"object_prefix": "x/", "bases": ["a/b"]}"#,

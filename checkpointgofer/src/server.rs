@@ -32,6 +32,19 @@ pub trait Files {
     fn failure(&self, name: &str) -> Option<String>;
 }
 
+/// Has no files, and says why.
+pub struct Refusing(pub String);
+
+impl Files for Refusing {
+    fn open(&self, _name: &str, _mode: Mode) -> Result<(Limits, Box<dyn Backing>), String> {
+        Err(self.0.clone())
+    }
+
+    fn failure(&self, _name: &str) -> Option<String> {
+        None
+    }
+}
+
 struct OpenFile {
     name: String,
     mode: Mode,

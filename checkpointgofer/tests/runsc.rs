@@ -167,12 +167,11 @@ fn what_cannot_be_saved_is_said_and_the_pod_goes_on() {
     // Options that make no sense.
     let nonsense = json!({ "store": node.text("store"), "object_prefix": "web-2" });
     let nonsense = node.image("nonsense", &nonsense);
-    assert!(
-        !pod.checkpoint(&nonsense, &["-leave-running"])
-            .status
-            .success()
-    );
-    assert!(node.log().contains("slash at the end"), "{}", node.log());
+    let output = pod.checkpoint(&nonsense, &["-leave-running"]);
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &pod.said();
+    assert!(said.contains("failed to open state file"), "{said}");
+    assert!(said.contains("slash at the end"), "{said}");
     let before = pod.count();
     pod.wait_for_count(before + 3);
 }
@@ -371,4 +370,63 @@ fn a_pod_moves_from_the_gofer_of_google_to_ours_and_back() {
         "{}",
         node.log()
     );
+}
+
+#[test]
+fn a_pod_goes_on_when_it_is_captured_and_is_committed_behind_it() {
+    let Some(mut node) = Node::new() else {
+        return;
+    };
+    let server = bucket();
+    server.configure(|config| config.link.total_bytes_per_s = 400_000);
+    node.set_env("STORAGE_EMULATOR_HOST", &server.url());
+    let captured = |id: &str| {
+        let mut options = in_bucket(id);
+        options["acknowledge"] = json!("captured");
+        // Most of it goes through the disk.
+        options["spill"] = json!(node.text("spill"));
+        options["spill_after_bytes"] = json!(1 << 20);
+        options
+    };
+    let image = node.image("image", &captured("web-1"));
+    let mut pod = node.start("first", &["run"]);
+    pod.wait_for_count(3);
+    let reached = pod.count();
+    pod.checkpoint_ok(&image, &[]);
+    // The sandbox has ended, and the snapshot is still on its way.
+    pod.wait_for_end();
+    drop(pod);
+    assert!(
+        server
+            .object(BUCKET, "tenant/store/web-1/manifest")
+            .is_none()
+    );
+    assert_eq!(node.gofers().len(), 1);
+    let store = bucket_store(&server);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let id = "web-1".parse().unwrap();
+    let cancel = CancellationToken::new();
+    runtime.block_on(store.wait(&id, &cancel)).unwrap();
+    server.configure(|config| config.link.total_bytes_per_s = 0);
+    assert_checkpoint(&store, "web-1");
+    wait_until("the end of the gofer", || node.gofers().is_empty());
+    assert_eq!(fs::read_dir(node.path("spill")).unwrap().count(), 0);
+    assert_restores(&node, &image, reached);
+    // Killed behind the checkpoint: nothing is visible, who waits is told, and the next save is whole.
+    server.configure(|config| config.link.total_bytes_per_s = 400_000);
+    let image = node.image("again-1", &captured("web-2"));
+    let mut pod = node.start("second", &["run"]);
+    pod.wait_for_count(3);
+    pod.checkpoint_ok(&image, &["-leave-running"]);
+    let reached = pod.count();
+    node.kill_gofer();
+    wait_until("the end of the gofer", || node.gofers().is_empty());
+    let id = "web-2".parse().unwrap();
+    let told = runtime.block_on(store.wait(&id, &cancel)).unwrap_err();
+    assert_eq!(told.kind(), ErrorKind::NotFound, "{told}");
+    server.configure(|config| config.link.total_bytes_per_s = 0);
+    pod.checkpoint_ok(&image, &["-leave-running"]);
+    runtime.block_on(store.wait(&id, &cancel)).unwrap();
+    assert_checkpoint(&store, "web-2");
+    pod.wait_for_count(reached + 3);
 }

@@ -34,6 +34,7 @@ pub mod source;
 pub mod store;
 pub mod tree;
 pub mod verify;
+mod wait;
 
 use std::sync::{Arc, OnceLock};
 

@@ -14,6 +14,7 @@ mod restore;
 mod rm;
 mod save;
 mod verify;
+mod wait;
 
 use clap::Subcommand;
 
@@ -25,6 +26,7 @@ pub enum Command {
     Restore(restore::Args),
     Mount(mount::Args),
     Verify(verify::Args),
+    Wait(wait::Args),
     Inspect(inspect::Args),
     Diff(diff::Args),
     Ls(ls::Args),
@@ -46,6 +48,7 @@ pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
         Command::Restore(args) => restore::run(args, context).await,
         Command::Mount(args) => mount::run(args, context).await,
         Command::Verify(args) => verify::run(args, context).await,
+        Command::Wait(args) => wait::run(args, context).await,
         Command::Inspect(args) => inspect::run(args, context).await,
         Command::Diff(args) => diff::run(args, context).await,
         Command::Ls(args) => ls::run(args, context).await,

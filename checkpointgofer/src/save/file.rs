@@ -6,11 +6,13 @@ use std::{
     sync::Arc,
 };
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use rustix::io::Errno;
 use tempfile::SpooledTempFile;
 
 use super::{
     Shared,
+    capture::Capture,
     stream::{Part, StreamEnds},
 };
 use crate::{
@@ -25,6 +27,11 @@ const MAX_KEPT_LEN: usize = 64 << 20;
 /// Where a file's bytes go.
 enum Sink {
     Stream(StreamEnds),
+    Captured {
+        ends: StreamEnds,
+        capture: Capture,
+        completions: (Sender<Completion>, Receiver<Completion>),
+    },
     Aside(Aside),
 }
 
@@ -67,7 +74,12 @@ impl WrittenFile {
         let (shared, name) = (&self.shared, self.name);
         self.sink
             .get_or_insert_with(|| match shared.stream_for(name) {
-                Some(ends) => Sink::Stream(ends),
+                Some((ends, Some(capture))) => Sink::Captured {
+                    ends,
+                    capture,
+                    completions: unbounded(),
+                },
+                Some((ends, None)) => Sink::Stream(ends),
                 None => Sink::Aside(Aside {
                     bytes: SpooledTempFile::new(MAX_KEPT_LEN),
                     completed: Vec::new(),
@@ -83,6 +95,14 @@ impl Backing for WrittenFile {
         match self.sink() {
             // When the save has failed, nobody takes it; then nobody completes it either, which is noticed there.
             Sink::Stream(ends) => drop(ends.parts.send(Part::Bytes(submission, file))),
+            Sink::Captured {
+                ends,
+                capture,
+                completions,
+            } => {
+                let captured = capture.begin(submission, file, completions.0.clone());
+                let _ = ends.parts.send(Part::Captured(captured));
+            }
             Sink::Aside(aside) => {
                 let (id, n) = (submission.id, submission.len);
                 let written = copy(&submission, &file, &mut aside.bytes);
@@ -100,12 +120,8 @@ impl Backing for WrittenFile {
         let mut completed = match &mut self.sink {
             None => Vec::new(),
             Some(Sink::Aside(aside)) => std::mem::take(&mut aside.completed),
-            Some(Sink::Stream(ends)) => {
-                let waited_for = ends.completions.iter().take(least);
-                let mut completed: Vec<_> = waited_for.collect();
-                completed.extend(ends.completions.try_iter());
-                completed
-            }
+            Some(Sink::Stream(ends)) => receive(&ends.completions, least),
+            Some(Sink::Captured { completions, .. }) => receive(&completions.1, least),
         };
         for completion in &completed {
             self.under_way.remove(&completion.id);
@@ -126,6 +142,12 @@ impl Backing for WrittenFile {
                 let _ = ends.parts.send(Part::End);
                 Content::Streamed(ends)
             }
+            Sink::Captured { ends, capture, .. } => {
+                let _ = ends.parts.send(Part::End);
+                let spilled_bytes = capture.spilled_len();
+                tracing::debug!(file = self.name, spilled_bytes, "captured");
+                Content::Streamed(ends)
+            }
             Sink::Aside(aside) => Content::Aside(aside.bytes),
         };
         self.whole = true;
@@ -139,6 +161,13 @@ impl Drop for WrittenFile {
             self.shared.abandoned(self.name);
         }
     }
+}
+
+/// At least `least` completions, unless there will be no more.
+fn receive(completions: &Receiver<Completion>, least: usize) -> Vec<Completion> {
+    let mut completed: Vec<_> = completions.iter().take(least).collect();
+    completed.extend(completions.try_iter());
+    completed
 }
 
 /// Copies a submission's bytes.

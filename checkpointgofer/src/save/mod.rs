@@ -4,7 +4,11 @@
 //! aside meanwhile, and saved once it has ended. The sentry learns that the checkpoint stands from the last file that it declares whole: that answer
 //! comes when the snapshot is committed, all earlier ones at once, for the sentry waits for some of them before it goes on with others.
 //! A file that is closed before it is whole, or a socket that is closed before the commit, gives the save up.
+//!
+//! If the sandbox is not to wait for the store, the last answer comes as soon as everything is [captured](capture), and the snapshot is committed
+//! behind it, whether the sandbox is still there or not.
 
+mod capture;
 mod file;
 mod head;
 mod stream;
@@ -22,7 +26,9 @@ use podsnap_engine::{
 use rustix::io::Errno;
 use tokio::{runtime::Handle, task::JoinHandle};
 
+pub use self::capture::CaptureOptions;
 use self::{
+    capture::Capture,
     file::{Content, WrittenFile},
     stream::{GuestStream, StreamEnds},
 };
@@ -58,22 +64,29 @@ struct Shared {
     snapshot: SnapshotId,
     kind: Kind,
     options: SaveOptions,
+    /// Set if the sandbox is not to wait for the store.
+    capture: Option<CaptureOptions>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     writing: Option<Writing>,
-    files: BTreeMap<&'static str, Progress>,
+    files: Contents,
     /// Why nothing can be committed any more.
     failed: Option<(Errno, String)>,
     committed: Option<SaveStats>,
 }
 
+/// How far the files are, by their names.
+type Contents = BTreeMap<&'static str, Progress>;
+
 enum Writing {
     Idle(Box<SnapshotWriter>),
     /// One file is being saved as it comes.
     Streaming(JoinHandle<Result<Box<SnapshotWriter>>>),
+    /// The sandbox was told that all is well, and nothing gives the save up any more.
+    Committing(JoinHandle<Result<(), Errno>>),
 }
 
 enum Progress {
@@ -84,13 +97,14 @@ enum Progress {
 }
 
 impl Saving {
-    /// Nothing is done before the sandbox opens the first file.
+    /// Nothing is done before the sandbox opens the first file. With `capture` the sandbox waits until everything is captured, without until it is committed.
     pub fn new(
         runtime: Handle,
         store: Store,
         snapshot: SnapshotId,
         kind: Kind,
         options: SaveOptions,
+        capture: Option<CaptureOptions>,
     ) -> Self {
         Self(Arc::new(Shared {
             runtime,
@@ -98,37 +112,48 @@ impl Saving {
             snapshot,
             kind,
             options,
+            capture,
             state: Mutex::default(),
         }))
     }
 
-    /// Gives up what is not committed by now, and waits until nothing is left of it. What was committed, or why nothing was.
+    /// The sandbox is gone: gives up what it still had to do something for.
+    pub fn hang_up(&self) {
+        let writing = &self.0.state().writing;
+        if !matches!(writing, Some(Writing::Committing(_))) {
+            self.0.options.cancel.cancel();
+        }
+    }
+
+    /// Waits for the end: of a commit that the sandbox does not wait for, or of what is left of a save that was given up. What was committed,
+    /// or why nothing was.
     pub fn end(self) -> Result<Option<SaveStats>, String> {
         let shared = self.0;
-        shared.options.cancel.cancel();
         let writing = shared.state().writing.take();
-        if let Some(writing) = writing {
-            let undone = shared.runtime.block_on(async {
-                match writing {
-                    Writing::Idle(writer) => writer.abort().await,
-                    // It ends, because its file was closed, and has undone the save then.
-                    Writing::Streaming(streaming) => match streaming.await {
-                        Ok(Ok(writer)) => writer.abort().await,
-                        _ => Ok(()),
-                    },
+        let undone = shared.runtime.block_on(async {
+            match writing {
+                None => Ok(()),
+                Some(Writing::Committing(committing)) => {
+                    let _ = committing.await;
+                    Ok(())
                 }
-            });
-            if let Err(error) = undone {
-                tracing::warn!(%error, "what was written could not be removed; the next save under this id will do it");
+                Some(Writing::Idle(writer)) => writer.abort().await,
+                // It ends, because its file was closed, and has undone the save then.
+                Some(Writing::Streaming(streaming)) => match streaming.await {
+                    Ok(Ok(writer)) => writer.abort().await,
+                    _ => Ok(()),
+                },
             }
-            let gone = || (Errno::CANCELED, "the sandbox gave it up".to_owned());
-            shared.state().failed.get_or_insert_with(gone);
+        });
+        if let Err(error) = undone {
+            tracing::warn!(%error, "what was written could not be removed; the next save under this id will do it");
         }
         let mut state = shared.state();
         match (state.committed.take(), state.failed.take()) {
             (Some(stats), _) => Ok(Some(stats)),
-            (None, None) => Ok(None),
             (None, Some((_, why))) => Err(why),
+            (None, None) if state.files.is_empty() => Ok(None),
+            (None, None) => Err("the sandbox gave it up".to_owned()),
         }
     }
 }
@@ -189,8 +214,8 @@ impl Shared {
         Ok(())
     }
 
-    /// The stream for a file that is about to be written, if it is the one that is saved as it comes.
-    fn stream_for(self: &Arc<Self>, name: &'static str) -> Option<StreamEnds> {
+    /// The stream for a file that is about to be written, if it is the one that is saved as it comes, and what captures its bytes, if they are to be.
+    fn stream_for(self: &Arc<Self>, name: &'static str) -> Option<(StreamEnds, Option<Capture>)> {
         let mut state = self.state();
         state.files.insert(name, Progress::Begun);
         let alone = name == image::CHECKPOINT && !state.files.contains_key(image::PAGES);
@@ -198,6 +223,11 @@ impl Shared {
             return None;
         }
         let (ends, stream) = GuestStream::new(name == image::CHECKPOINT);
+        let capture = self.capture.as_ref().map(Capture::start).transpose();
+        let capture = capture.unwrap_or_else(|error| {
+            tracing::warn!(%error, "nothing can be captured: the sandbox waits for the store");
+            None
+        });
         match state.writing.take() {
             Some(Writing::Idle(mut writer)) => {
                 let (role, section) = image::section(name);
@@ -217,7 +247,7 @@ impl Shared {
             // Without anybody who reads it, writing to it fails.
             other => state.writing = other,
         }
-        Some(ends)
+        Some((ends, capture))
     }
 
     /// The number of the error that ended the save.
@@ -248,8 +278,8 @@ impl Shared {
         }
     }
 
-    /// A file is whole. If all are, the snapshot is committed before this returns.
-    fn whole(&self, name: &'static str, content: Content) -> Result<(), Errno> {
+    /// A file is whole. If all are, the snapshot is committed, before this returns unless the sandbox is not to wait for it.
+    fn whole(self: &Arc<Self>, name: &'static str, content: Content) -> Result<(), Errno> {
         let mut state = self.state();
         state.files.insert(name, Progress::Whole(content));
         if let Some((errno, _)) = &state.failed {
@@ -266,8 +296,20 @@ impl Shared {
             return Err(Errno::IO);
         };
         let files = std::mem::take(&mut state.files);
+        if self.capture.is_some() {
+            tracing::info!(snapshot = %self.snapshot, "the checkpoint is captured");
+            let shared = self.clone();
+            let committing = async move { shared.conclude(writing, files).await };
+            state.writing = Some(Writing::Committing(self.runtime.spawn(committing)));
+            return Ok(());
+        }
         drop(state);
-        match self.runtime.block_on(self.commit(writing, files)) {
+        self.runtime.block_on(self.conclude(writing, files))
+    }
+
+    /// Commits, and says what came of it.
+    async fn conclude(&self, writing: Writing, files: Contents) -> Result<(), Errno> {
+        match self.commit(writing, files).await {
             Ok(stats) => {
                 tracing::info!(
                     snapshot = stats.snapshot,
@@ -283,16 +325,13 @@ impl Shared {
         }
     }
 
-    async fn commit(
-        &self,
-        writing: Writing,
-        files: BTreeMap<&'static str, Progress>,
-    ) -> Result<SaveStats> {
+    async fn commit(&self, writing: Writing, files: Contents) -> Result<SaveStats> {
         let mut writer = match writing {
             Writing::Idle(writer) => writer,
             Writing::Streaming(streaming) => streaming
                 .await
                 .map_err(|_| Error::new(ErrorKind::Source, "the save's task died"))??,
+            Writing::Committing(_) => unreachable!("it commits once"),
         };
         match self.take_in(&mut writer, files).await {
             Ok(description) => writer.set_gvisor(description),
@@ -308,7 +347,7 @@ impl Shared {
     async fn take_in(
         &self,
         writer: &mut SnapshotWriter,
-        files: BTreeMap<&'static str, Progress>,
+        files: Contents,
     ) -> Result<BTreeMap<String, String>> {
         let mut description = None;
         for (name, progress) in files {
