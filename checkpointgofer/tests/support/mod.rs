@@ -63,6 +63,8 @@ pub struct Node {
     runsc: PathBuf,
     /// The directory where runsc looks for its sidecars.
     sidecars: &'static str,
+    /// Where changes of the root file system go.
+    overlay: String,
     env: Vec<(String, String)>,
 }
 
@@ -84,6 +86,7 @@ impl Node {
                 dir,
                 runsc,
                 sidecars: "gofer",
+                overlay: "root:memory".to_owned(),
                 env: Vec::new(),
             });
         };
@@ -94,6 +97,28 @@ impl Node {
     /// From now on runsc starts the gofer that Google wrote, which is built into it, or ours again.
     pub fn use_gofer_of_google(&mut self, google: bool) {
         self.sidecars = if google { "none" } else { "gofer" };
+    }
+
+    /// From now on changes of root file systems go to files on disk, not to memory.
+    pub fn keep_changes_on_disk(&mut self) {
+        fs::create_dir(self.path("overlay")).unwrap();
+        self.overlay = format!("root:dir={}", self.text("overlay"));
+    }
+
+    /// Makes a bundle whose container runs a Python program, with annotations.
+    pub fn bundle(&self, name: &str, program: &str, annotations: &Value) -> PathBuf {
+        let dir = self.path(name);
+        fs::create_dir(&dir).unwrap();
+        let path = dir.join("program.py");
+        fs::write(&path, program).unwrap();
+        let like = fs::read(cache().join("pod/small/config.json")).unwrap();
+        let mut config: Value = serde_json::from_slice(&like).unwrap();
+        let last = config["process"]["args"].as_array_mut().unwrap();
+        *last.last_mut().unwrap() = path.to_str().unwrap().into();
+        config["root"]["readonly"] = false.into();
+        config["annotations"] = annotations.clone();
+        fs::write(dir.join("config.json"), config.to_string()).unwrap();
+        dir
     }
 
     /// Sandboxes and gofers have this in their environment.
@@ -154,12 +179,12 @@ impl Node {
             "--platform=systrap",
             "--network=none",
             "--ignore-cgroups",
-            "--overlay2=root:memory",
             // What runsc says goes to the same file as what the gofer does.
             "--log-format=text",
         ]
         .map(str::to_owned)
         .into();
+        flags.push(format!("--overlay2={}", self.overlay));
         flags.push(format!("--log={}", self.text("gofer.log")));
         flags.push(format!("--root={}", self.text("state")));
         flags
