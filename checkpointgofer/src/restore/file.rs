@@ -1,8 +1,8 @@
 //! A file that the sentry reads: each submission is a task that gets its bytes and puts them into the sandbox's memory.
 //!
 //! The sentry fills all of the sandbox's memory in its order, and in between asks for pages that a thread waits for. It does not say which are
-//! which, but what it fills with is as long as it may be and goes on where the last one ended. Everything else is urgent: it
-//! goes before the filling, here and in the store.
+//! which, but what it fills with is as long as it may be, or goes on where the last one ended. Everything else is urgent, and so are all other
+//! files: it goes before the filling, here and in the store.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use super::{Restoring, bytes::FileBytes};
 use crate::{
     errors,
     guest::GuestFile,
+    image,
     request::{Completion, Stopped, Submission},
     serve::Backing,
 };
@@ -43,10 +44,10 @@ impl ReadFile {
 impl Backing for ReadFile {
     fn submit(&mut self, submission: Submission, file: Arc<GuestFile>) {
         self.under_way += 1;
-        let full = super::PAGES_LIMITS.max_io_bytes;
-        let urgent = self
-            .order
-            .is_urgent(submission.offset, submission.len, full);
+        let memory = self.name == image::PAGES;
+        let urgent = !memory || self.order.is_urgent(submission.offset, submission.len);
+        let (id, offset, len) = (submission.id, submission.offset, submission.len);
+        tracing::trace!(file = self.name, id, offset, len, urgent, "asked for");
         let bytes = self.bytes.clone();
         let (restoring, name) = (self.restoring.clone(), self.name);
         let completions = self.completions.0.clone();
@@ -66,6 +67,7 @@ impl Backing for ReadFile {
                     stopped: Some(Stopped::Error(Errno::CANCELED)),
                 },
             };
+            tracing::trace!(file = name, id, "completed");
             // Received at the latest when the file is closed.
             let _ = completions.send(completion);
         });
@@ -167,12 +169,34 @@ struct Order {
 }
 
 impl Order {
-    /// Whether somebody waits for the bytes of a submission. `full` is the length of the longest.
-    fn is_urgent(&mut self, offset: u64, len: u32, full: u32) -> bool {
-        let filling = len == full || offset == self.next;
+    /// Whether somebody waits for the bytes of a submission.
+    fn is_urgent(&mut self, offset: u64, len: u32) -> bool {
+        let filling = len == super::PAGES_LIMITS.max_io_bytes || offset == self.next;
         if filling {
-            self.next = offset + u64::from(len);
+            self.next = offset.saturating_add(u64::from(len));
         }
         !filling
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fills_is_told_from_what_is_waited_for() {
+        let full = super::super::PAGES_LIMITS.max_io_bytes;
+        let mut order = Order::default();
+        let at = |n: u64| n * u64::from(full);
+        assert!(!order.is_urgent(0, full));
+        // A page far ahead, and some around another.
+        assert!(order.is_urgent(at(50), 4096));
+        assert!(order.is_urgent(at(20) + 8192, 65536));
+        assert!(!order.is_urgent(at(1), full));
+        // The filling ends at the page, goes on behind it, and is full again.
+        assert!(!order.is_urgent(at(2), 8192));
+        assert!(order.is_urgent(at(2) + 12288, 4096));
+        assert!(!order.is_urgent(at(3), full));
+        assert!(!order.is_urgent(at(4), 4096));
     }
 }

@@ -21,12 +21,12 @@ use crate::{
     server::Files,
 };
 
-/// For the memory: long enough for few requests to the store, short enough that the sentry, which waits for one of them at least before it says which
-/// pages a thread needs now, does not wait long.
+/// For the memory. A page that a thread waits for may be in what the sentry has asked for already, among all that is under way: so that this is soon
+/// there, it is no more than keeps a fast link busy.
 const PAGES_LIMITS: Limits = Limits {
-    max_io_bytes: 4 << 20,
+    max_io_bytes: 1 << 20,
     // Every page may go to a place of its own.
-    max_ranges: 1024,
+    max_ranges: 256,
     max_parallel: 64,
 };
 
@@ -38,7 +38,7 @@ const OTHER_LIMITS: Limits = Limits {
 };
 
 /// Reads that nobody waits for and that may be under way at once, each with a buffer of its own.
-const FILLING_AT_ONCE: usize = 16;
+const FILLING_AT_ONCE: usize = 32;
 
 /// A snapshot that is being restored.
 pub struct Restoring {
