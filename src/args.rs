@@ -198,6 +198,20 @@ impl RawPlace {
     }
 }
 
+/// A snapshot, or some sections of it, and whether it must be a certain one.
+#[derive(Debug, Args)]
+pub struct Wanted {
+    /// The snapshot, or file:PATH for one that was exported
+    #[arg(value_name = "SNAPSHOT")]
+    pub snapshot: SnapshotRef,
+    /// Only this section; may be given several times
+    #[arg(long, value_name = "ROLE[:NAME]")]
+    pub section: Vec<SectionName>,
+    /// Refuse unless the snapshot has this digest, which `podsnap save` printed
+    #[arg(long, value_name = "HEX")]
+    pub digest: Option<String>,
+}
+
 /// A snapshot in the store, or one in a file that `podsnap export` wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SnapshotRef {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    args::{Global, SectionName, SnapshotRef},
+    args::{Global, SnapshotRef, Wanted},
     exit::Failure,
     progress::{Bar, Doing},
     report,
@@ -100,6 +100,25 @@ impl Context {
         }
     }
 
+    /// The snapshot that is wanted, and the numbers of its sections that are; none of them stand for all.
+    pub async fn open_wanted(
+        &self,
+        wanted: &Wanted,
+    ) -> Result<(Store, Snapshot, Vec<usize>), Failure> {
+        let (store, snapshot) = self.open(&wanted.snapshot).await?;
+        if let Some(digest) = &wanted.digest {
+            snapshot.demand_digest(digest)?;
+        }
+        let mut numbers = Vec::new();
+        for section in &wanted.section {
+            let number = snapshot.find_section(section.role, &section.name)?;
+            if !numbers.contains(&number) {
+                numbers.push(number);
+            }
+        }
+        Ok((store, snapshot, numbers))
+    }
+
     /// A progress bar, if somebody sits there to see it.
     pub fn bar(&self, doing: Doing, progress: &Progress) -> Bar {
         if self.json || self.quiet {
@@ -136,18 +155,6 @@ impl Context {
             report::print(&text())
         }
     }
-}
-
-/// The numbers of the named sections.
-pub fn section_numbers(snapshot: &Snapshot, names: &[SectionName]) -> Result<Vec<usize>, Failure> {
-    let mut numbers = Vec::new();
-    for wanted in names {
-        let number = snapshot.find_section(wanted.role, &wanted.name)?;
-        if !numbers.contains(&number) {
-            numbers.push(number);
-        }
-    }
-    Ok(numbers)
 }
 
 fn default_store() -> Result<String, Failure> {

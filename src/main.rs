@@ -7,6 +7,7 @@ mod commands;
 mod context;
 mod exit;
 mod interrupt;
+mod learning;
 mod output;
 mod plot;
 mod progress;

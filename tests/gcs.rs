@@ -42,8 +42,12 @@ fn options(server: &GcsServer, token: &str) -> GcsOptions {
 }
 
 fn open_as(server: &GcsServer, token: &str) -> Store {
+    open_with(options(server, token))
+}
+
+fn open_with(gcs: GcsOptions) -> Store {
     let options = OpenOptions {
-        gcs: options(server, token),
+        gcs,
         ..OpenOptions::default()
     };
     Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).expect("a store")
@@ -198,11 +202,7 @@ async fn packs_of_more_parts_than_one_compose_takes_are_joined_twice() {
         part_len: 64 << 10,
         ..options(&server, AGENT_TOKEN)
     };
-    let options = OpenOptions {
-        gcs,
-        ..OpenOptions::default()
-    };
-    let store = Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).unwrap();
+    let store = open_with(gcs);
     // One batch of a megabyte does not fit beside what is in the pack already.
     let bytes = noise(7, 5 << 20);
     save_one(&store, "a", &bytes, SaveOptions::default()).await;
@@ -293,11 +293,7 @@ async fn a_bucket_that_never_answers_is_given_up_in_time() {
     let mut gcs = options(&server, AGENT_TOKEN);
     gcs.retry.give_up_after = Duration::from_secs(2);
     gcs.retry.answer_timeout = Duration::from_millis(500);
-    let options = OpenOptions {
-        gcs,
-        ..OpenOptions::default()
-    };
-    let store = Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).unwrap();
+    let store = open_with(gcs);
     let started = std::time::Instant::now();
     let error = failure(store.snapshot(&id("a")).await);
     assert_eq!(error.kind(), ErrorKind::Store, "{error}");
@@ -360,12 +356,7 @@ async fn lies_about_lengths_and_checksums_are_errors() {
         server.add_fault(Fault::new(lie.clone()).on(&[Operation::GetMedia]));
         let mut gcs = options(&server, AGENT_TOKEN);
         gcs.retry.give_up_after = Duration::from_secs(2);
-        let options = OpenOptions {
-            gcs,
-            ..OpenOptions::default()
-        };
-        let store =
-            Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).unwrap();
+        let store = open_with(gcs);
         let read = async {
             let snapshot: Snapshot = store.snapshot(&id("a")).await?;
             restore_all(&store, &snapshot, &Default::default()).await
@@ -487,11 +478,7 @@ async fn a_bucket_that_throttles_is_asked_for_less_at_once_and_for_more_again_la
         reads_at_once: 24,
         ..options(&server, AGENT_TOKEN)
     };
-    let options = OpenOptions {
-        gcs,
-        ..OpenOptions::default()
-    };
-    let store = Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).unwrap();
+    let store = open_with(gcs);
     let bytes = noise(9, 20 << 20);
     save_one(&store, "a", &bytes, SaveOptions::default()).await;
 
@@ -522,11 +509,7 @@ async fn sockets_are_few_however_many_reads_are_allowed() {
         reads_at_once: 1000,
         ..options(&server, AGENT_TOKEN)
     };
-    let options = OpenOptions {
-        gcs,
-        ..OpenOptions::default()
-    };
-    let store = Store::open_with(&format!("gs://{BUCKET}/tenant/store"), &options, None).unwrap();
+    let store = open_with(gcs);
     let bytes = noise(10, 12 << 20);
     save_one(&store, "a", &bytes, SaveOptions::default()).await;
     assert_bytes(&restored(&store, "a").await[0], &bytes, "a");

@@ -579,7 +579,7 @@ fn an_export_holds_everything_itself() {
 }
 
 #[test]
-fn a_learned_working_set_is_mentioned() {
+fn what_is_no_working_set_is_mentioned() {
     let tool = Tool::new();
     tool.file("x", b"x");
     tool.save("s", &["other=x"]);
@@ -592,12 +592,16 @@ fn a_learned_working_set_is_mentioned() {
         number(&tool.json(&["inspect", "s"])["working_set_bytes"]),
         777
     );
+    // It is none, which is no reason not to show the rest.
     let shown = tool.run(&["inspect", "s"]).ok();
     assert!(
-        shown.text().contains("working set  learned, 777 B\n"),
+        shown
+            .text()
+            .contains("working set  777 B that are of no use\n"),
         "{}",
         shown.text()
     );
+    shown.says(&["s/working-set is damaged"]);
 }
 
 /// The manifest says enough about everything but the names of files.

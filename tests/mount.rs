@@ -2,81 +2,11 @@
 
 mod support;
 
-use std::{
-    fs,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, os::unix::fs::FileExt, path::Path, process::Command};
 
 use podsnap_gcs_server::{AGENT_TOKEN, Config, GcsServer};
 use rustix::process::Signal;
-use support::{Noise, assert_bytes, noise, tool::*, tree::*};
-
-/// Whether file systems of our own can be mounted here; says so if not.
-fn can_mount() -> bool {
-    let can = Path::new("/dev/fuse").exists() && rustix::process::geteuid().is_root();
-    if !can {
-        support::skipped("mounting snapshots: needs root and /dev/fuse");
-    }
-    can
-}
-
-fn is_mounted(dir: &Path) -> bool {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
-    mounts
-        .lines()
-        .any(|line| line.split(' ').nth(1) == dir.to_str())
-}
-
-/// A `podsnap mount` that is ready; taken away when it is dropped.
-struct Mounting {
-    dir: PathBuf,
-    running: Option<Running>,
-}
-
-impl Mounting {
-    fn start(tool: &Tool, snapshot: &str, more: &[&str]) -> Self {
-        Self::of(
-            tool,
-            tool.command(&[&["mount", snapshot, "mnt"], more].concat()),
-        )
-    }
-
-    fn of(tool: &Tool, command: Command) -> Self {
-        let dir = tool.path("mnt");
-        fs::create_dir_all(&dir).unwrap();
-        let mut running = Running::start(command);
-        running.wait_until("the mount", || is_mounted(&dir));
-        Self {
-            dir,
-            running: Some(running),
-        }
-    }
-
-    /// Ends it by a signal.
-    fn end(mut self, signal: Signal) -> Outcome {
-        let mut running = self.running.take().unwrap();
-        running.signal(signal);
-        running.finish()
-    }
-
-    /// Ends it by unmounting.
-    fn umount(mut self) -> Outcome {
-        let done = Command::new("umount").arg(&self.dir).status().unwrap();
-        assert!(done.success());
-        self.running.take().unwrap().finish()
-    }
-}
-
-impl Drop for Mounting {
-    fn drop(&mut self) {
-        if is_mounted(&self.dir) {
-            let _ = Command::new("umount").arg("-l").arg(&self.dir).status();
-        }
-    }
-}
+use support::{Noise, assert_bytes, mounting::*, noise, tool::*, tree::*};
 
 #[test]
 fn a_mounted_tree_is_the_tree_that_was_saved() {
@@ -91,15 +21,15 @@ fn a_mounted_tree_is_the_tree_that_was_saved() {
     tool.file("ram", &bytes);
     tool.save("s", &["memory=ram", "rootfs=upper", "tmpfs:a=upper"]);
     let mounted = Mounting::start(&tool, "s", &[]);
-    assert_same_tree(&mounted.dir.join("rootfs"), &expected);
-    assert_same_tree(&mounted.dir.join("tmpfs.a"), &expected);
-    let memory = fs::read(mounted.dir.join("memory")).unwrap();
+    assert_same_tree(&mounted.dir().join("rootfs"), &expected);
+    assert_same_tree(&mounted.dir().join("tmpfs.a"), &expected);
+    let memory = fs::read(mounted.dir().join("memory")).unwrap();
     assert_bytes(&memory, &bytes, "memory");
-    assert!(fs::write(mounted.dir.join("memory"), b"x").is_err());
+    assert!(fs::write(mounted.dir().join("memory"), b"x").is_err());
     mounted.end(Signal::INT).ok();
     let mounted = Mounting::start(&tool, "s", &["--section", "tmpfs:a"]);
-    assert_same_tree(&mounted.dir.join("tmpfs.a"), &expected);
-    assert_eq!(fs::read_dir(&mounted.dir).unwrap().count(), 1);
+    assert_same_tree(&mounted.dir().join("tmpfs.a"), &expected);
+    assert_eq!(fs::read_dir(mounted.dir()).unwrap().count(), 1);
     mounted.end(Signal::TERM).ok();
 }
 
@@ -116,7 +46,7 @@ fn many_threads_read_at_random_what_was_saved() {
     let mounted = Mounting::start(&tool, "s", &[]);
     std::thread::scope(|scope| {
         for seed in 0..8 {
-            let (bytes, path) = (&bytes, mounted.dir.join("memory"));
+            let (bytes, path) = (&bytes, mounted.dir().join("memory"));
             scope.spawn(move || {
                 let file = fs::File::open(path).unwrap();
                 let mut noise = Noise(seed);
@@ -145,7 +75,7 @@ fn damage_is_an_error_and_never_zeros() {
     let pack = tool.pack("s");
     flip(&pack, 4 << 20);
     let mounted = Mounting::start(&tool, "s", &[]);
-    let file = fs::File::open(mounted.dir.join("memory")).unwrap();
+    let file = fs::File::open(mounted.dir().join("memory")).unwrap();
     let mut failed = 0;
     let mut found = [0; 4096];
     for at in (0..bytes.len()).step_by(4096) {
@@ -212,9 +142,7 @@ fn where_nothing_can_be_mounted_it_says_why() {
         return;
     }
     let mut killed = Mounting::start(&tool, "s", &[]);
-    let running = killed.running.as_mut().unwrap();
-    running.signal(Signal::KILL);
-    running.child().wait().unwrap();
+    killed.kill();
     tool.run(&["mount", "s", "mnt"])
         .ends_with(2)
         .says(&["nobody serves", "umount -l mnt"]);
@@ -244,11 +172,11 @@ fn a_pod_resumes_from_a_mounted_image() {
     tool.save("small", &[image.to_str().unwrap()]);
     let mounted = Mounting::start(&tool, "small", &[]);
     for file in ["checkpoint.img", "pages_meta.img", "pages.img"] {
-        let found = fs::read(mounted.dir.join(file)).unwrap();
+        let found = fs::read(mounted.dir().join(file)).unwrap();
         assert_bytes(&found, &fs::read(image.join(file)).unwrap(), file);
     }
-    assert_eq!(fs::read_dir(&mounted.dir).unwrap().count(), 3);
-    restores_pods(&mounted.dir);
+    assert_eq!(fs::read_dir(mounted.dir()).unwrap().count(), 3);
+    restores_pods(mounted.dir());
     mounted.end(Signal::TERM).ok();
 }
 
@@ -273,6 +201,6 @@ fn a_pod_resumes_straight_from_a_distant_bucket() {
     finish(command(&["save", "small", image.to_str().unwrap()])).ok();
     server.configure(|c| c.link.first_byte_ms = 20);
     let mounted = Mounting::of(&tool, command(&["mount", "small", "mnt"]));
-    restores_pods(&mounted.dir);
+    restores_pods(mounted.dir());
     mounted.end(Signal::TERM).ok();
 }

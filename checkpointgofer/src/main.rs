@@ -127,6 +127,7 @@ fn carry_out(
             let cancel = CancellationToken::new();
             let restoring = Restoring::new(runtime, store, snapshot, kind, cancel.clone());
             serve(socket, &restoring, || cancel.cancel());
+            restoring.learn();
             restoring.failed().map_or(Ok(()), Err)
         }
     }

@@ -33,6 +33,7 @@ mod snapshot;
 pub mod source;
 pub mod store;
 pub mod tree;
+pub mod userfault;
 pub mod verify;
 mod wait;
 
@@ -43,7 +44,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use export::ExportStats;
 pub use heads::Head;
 pub use key_file::read_key;
-pub use lazy::{CacheOptions, Run, SectionReader};
+pub use lazy::{CacheOptions, Recording, Run, SectionReader, WorkingSet};
 pub use metadata::Metadata;
 pub use mount::{Mount, MountOptions};
 pub use podsnap_format as format;

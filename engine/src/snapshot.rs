@@ -72,6 +72,10 @@ pub struct Snapshot {
     metadata: Arc<Metadata>,
     /// What its readers share with those of other snapshots.
     pub(crate) shared: Arc<lazy::Shared>,
+    /// Who notes what its readers are asked for, if anybody does.
+    pub(crate) recorder: Option<Arc<lazy::Recorder>>,
+    /// The extent maps that its readers have loaded.
+    pub(crate) maps: lazy::SharedMaps,
 }
 
 /// The directory and footer of a container, read from its end.
@@ -213,7 +217,17 @@ impl Snapshot {
             directory: Arc::new(directory),
             metadata: Arc::new(metadata),
             shared: reading,
+            recorder: None,
+            maps: lazy::SharedMaps::default(),
         })
+    }
+
+    /// The same snapshot, whose readers tell `recorder` what they are asked for.
+    pub(crate) fn recorded_by(&self, recorder: Arc<lazy::Recorder>) -> Self {
+        Self {
+            recorder: Some(recorder),
+            ..self.clone()
+        }
     }
 
     /// Whether the object that was opened is still in its place.

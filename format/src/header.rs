@@ -44,7 +44,7 @@ pub enum Kind {
     Manifest = 2,
     /// A whole snapshot in one object.
     Export = 3,
-    /// What a restore touched, in order. Reserved: version 1 does not say what it holds.
+    /// What a restore touched, in order.
     WorkingSet = 4,
 }
 

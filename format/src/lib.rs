@@ -9,7 +9,8 @@
 //! - [`frame`]: one stored chunk; [`scan`]: finding frames without an index;
 //! - [`codec`]: how the payload of a frame is encoded;
 //! - [`pack`]: the index of a pack;
-//! - [`manifest`]: segments (extent maps) and the directory that ties them together.
+//! - [`manifest`]: segments (extent maps) and the directory that ties them together;
+//! - [`working_set`]: what a restore touched, in order.
 //!
 //! Everything parsed is taken as hostile: no length is believed before it is compared with the bytes at hand, and
 //! every refusal is a [`FormatError`] that says what was refused, where and why.
@@ -26,6 +27,7 @@ pub mod pack;
 pub mod scan;
 pub mod tree;
 mod varint;
+pub mod working_set;
 
 pub use error::FormatError;
 pub use footer::{FOOTER_LEN, Footer};
@@ -37,3 +39,4 @@ pub use manifest::{
 };
 pub use pack::{PackIndex, PackIndexBuilder, PackIndexEntry};
 pub use scan::FrameScanner;
+pub use working_set::WorkingSet;

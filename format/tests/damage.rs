@@ -7,7 +7,7 @@ use podsnap_format::header::PackName;
 use podsnap_format::manifest::PackInfo;
 use podsnap_format::{
     Directory, Footer, FormatError, HEADER_LEN, Header, Key, Kind, PackIndex, Segment, SegmentInfo,
-    VERSION,
+    VERSION, WorkingSet,
 };
 use proptest::prelude::*;
 use sample::KEY;
@@ -16,18 +16,20 @@ use sample::KEY;
 fn read(which: usize, object: &[u8]) -> Result<(), FormatError> {
     match which {
         0 => sample::read_pack(object, Some(&Key::new(KEY))).map(drop),
+        3 => sample::read_working_set(object).map(drop),
         _ => sample::read_manifest(object).map(drop),
     }
 }
 
-fn objects() -> &'static [Vec<u8>; 3] {
-    static OBJECTS: std::sync::OnceLock<[Vec<u8>; 3]> = std::sync::OnceLock::new();
+fn objects() -> &'static [Vec<u8>; 4] {
+    static OBJECTS: std::sync::OnceLock<[Vec<u8>; 4]> = std::sync::OnceLock::new();
     OBJECTS.get_or_init(|| {
         let sample = sample::sample();
         [
             sample.packs.into_iter().next().unwrap(),
             sample.manifest,
             sample.export,
+            sample.working_set,
         ]
     })
 }
@@ -49,7 +51,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn a_changed_byte_is_noticed(which in 0..3usize, place in place(), flip in 1..=255u8) {
+    fn a_changed_byte_is_noticed(which in 0..4usize, place in place(), flip in 1..=255u8) {
         let mut object = objects()[which].clone();
         let at = resolve(place, object.len());
         object[at] ^= flip;
@@ -58,7 +60,7 @@ proptest! {
 
     #[test]
     fn a_missing_or_repeated_piece_is_noticed(
-        which in 0..3usize,
+        which in 0..4usize,
         place in place(),
         len in 1..600usize,
         repeat in any::<bool>(),
@@ -72,7 +74,7 @@ proptest! {
     }
 
     #[test]
-    fn an_object_cut_short_is_noticed(which in 0..3usize, place in place()) {
+    fn an_object_cut_short_is_noticed(which in 0..4usize, place in place()) {
         let object = &objects()[which];
         prop_assert!(read(which, &object[..resolve(place, object.len())]).is_err());
     }
@@ -80,7 +82,7 @@ proptest! {
     /// With checksums made right again, what is left is to stay calm: any answer but a panic.
     #[test]
     fn a_changed_trailer_with_right_hashes_does_no_harm(
-        which in 0..3usize,
+        which in 0..4usize,
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
         let object = &objects()[which];
@@ -99,6 +101,11 @@ proptest! {
                 let len: u64 = section.segments.iter().map(|segment| segment.section_len).sum();
                 prop_assert_eq!(len, section.length);
             }
+        }
+        if let Ok(set) = WorkingSet::parse(&footer, &trailer) {
+            // What a reader accepts, a writer can write.
+            let again = set.encode().unwrap();
+            prop_assert_eq!(sample::read_working_set(&again).unwrap(), set);
         }
     }
 
@@ -259,6 +266,10 @@ fn a_count_of_things_that_are_not_there_reserves_nothing() {
             assert!(Directory::parse(&footer, &bytes).is_err());
         }
 
+        let body = [&[0; 32][..], &[12], &count, &rest].concat();
+        let (footer, bytes) = trailer(Kind::WorkingSet, &body);
+        assert!(WorkingSet::parse(&footer, &bytes).is_err());
+
         let before: [&[u8]; 2] = [&[], &[0]]; // chunks, operations
         for before in before {
             assert!(Segment::parse(&[before, &count, &rest].concat(), 1 << 30, &[]).is_err());
@@ -272,6 +283,9 @@ fn the_counts_of_the_test_above_are_where_it_thinks() {
     let (footer, bytes) = trailer(Kind::Manifest, &[0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 0, 0]);
     assert_eq!(Directory::parse(&footer, &bytes).unwrap().sections.len(), 1);
     assert!(Segment::parse(&[0, 0], 0, &[]).unwrap().is_empty());
+    let body = [&[0; 32][..], &[12, 1], &[0, 0, 1, 0]].concat();
+    let (footer, bytes) = trailer(Kind::WorkingSet, &body);
+    assert_eq!(WorkingSet::parse(&footer, &bytes).unwrap().touches.len(), 1);
 }
 
 #[test]

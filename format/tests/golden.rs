@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use podsnap_format::manifest::{ChunkingParams, Extent};
 use podsnap_format::scan::Scanned;
-use podsnap_format::{FrameScanner, HEADER_LEN, Header, Key, Segment};
+use podsnap_format::working_set::Touch;
+use podsnap_format::{FrameScanner, HEADER_LEN, Header, Key, Segment, WorkingSet};
 use sample::{KEY, METADATA, Read};
 
 fn path(name: &str) -> PathBuf {
@@ -35,6 +36,7 @@ fn bless() {
         write("base-pack", &sample.packs[1]);
         write("manifest", &sample.manifest);
         write("export", &sample.export);
+        write("working_set", &sample.working_set);
         write_codec_seeds(&sample.export);
         write("contents.txt", describe_all().as_bytes());
     });
@@ -77,7 +79,20 @@ fn describe_all() -> String {
         describe_header(&mut out, name, &read.0.header);
         describe(&mut out, &read);
     }
+    let set = sample::read_working_set(&golden("working_set")).unwrap();
+    describe_header(&mut out, "working set", &set.header);
+    describe_working_set(&mut out, &set);
     out
+}
+
+fn describe_working_set(out: &mut String, set: &WorkingSet) {
+    let (digest, page) = (set.digest, set.page_len);
+    writeln!(out, "  digest {digest}, pages of {page}").unwrap();
+    for touch in &set.touches {
+        let Touch { section, range, at } = touch;
+        let (start, end, micros) = (range.start, range.end, at.as_micros());
+        writeln!(out, "  section {section} from {start} to {end} at {micros}").unwrap();
+    }
 }
 
 fn describe_header(out: &mut String, name: &str, header: &Header) {
@@ -196,6 +211,16 @@ fn a_golden_snapshot_restores_from_its_packs_and_from_its_export() {
             Some(&key)
         ) == sample::contents()
     );
+}
+
+#[test]
+fn a_golden_working_set_is_of_its_snapshot() {
+    bless();
+    let (mut directory, _) = sample::read_manifest(&golden("manifest")).unwrap();
+    let set = sample::read_working_set(&golden("working_set")).unwrap();
+    assert!(set.is_of(&directory));
+    directory.digest.0[31] ^= 1;
+    assert!(!set.is_of(&directory));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Whatever is written is read back the same.
 
+use std::time::Duration;
+
 use podsnap_format::codec::{Codec, Decoder, Encoder, Policy, Width};
 use podsnap_format::frame::{append_frame, decode_frame};
 use podsnap_format::header::PackName;
@@ -8,9 +10,10 @@ use podsnap_format::manifest::{
     SectionBuilder,
 };
 use podsnap_format::{
-    ChunkId, Directory, Footer, HEADER_LEN, Header, Kind, MAX_CHUNK_LEN, MAX_SEGMENT_EXTENTS,
-    ManifestBuilder, PackIndex, PackIndexBuilder, PackIndexEntry, Role, SectionInfo, Segment,
-    Shape, SnapshotId,
+    ChunkId, Digest, Directory, Footer, HEADER_LEN, Header, Kind, MAX_CHUNK_LEN,
+    MAX_SEGMENT_EXTENTS, ManifestBuilder, PackIndex, PackIndexBuilder, PackIndexEntry, Role,
+    SectionInfo, Segment, Shape, SnapshotId, WorkingSet,
+    working_set::{MAX_TOUCHES, MAX_WORKING_SET_LEN, Touch},
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -305,6 +308,43 @@ proptest! {
     }
 
     #[test]
+    fn a_working_set_comes_back(set in working_set()) {
+        let object = set.encode().unwrap();
+        prop_assert_eq!(Header::parse(&object).unwrap(), set.header.clone());
+        let footer = Footer::parse(&object).unwrap();
+        prop_assert_eq!(footer.total_len, object.len() as u64);
+        let trailer = footer.trailer_in(&object).unwrap();
+        prop_assert_eq!(WorkingSet::parse(&footer, trailer).unwrap(), set);
+    }
+
+    #[test]
+    fn a_working_set_that_contradicts_itself_is_not_written(
+        set in working_set(),
+        index in any::<prop::sample::Index>(),
+    ) {
+        let touches = &set.touches;
+        prop_assume!(!touches.is_empty());
+        let one = &touches[index.index(touches.len())];
+        let with = |touch: Touch| {
+            let touches = [&touches[..], &[touch]].concat();
+            WorkingSet { touches, ..set.clone() }.encode()
+        };
+        let last = touches.last().unwrap();
+        let free = Touch { section: 4095, at: last.at, range: 0..set.page_len };
+        prop_assert!(with(free.clone()).is_ok());
+        let again = Touch { at: last.at, ..one.clone() };
+        prop_assert!(with(again).is_err(), "overlaps");
+        prop_assert!(with(Touch { section: 4096, ..free.clone() }).is_err(), "no section");
+        prop_assert!(with(Touch { range: 0..0, ..free.clone() }).is_err(), "nothing");
+        prop_assert!(with(Touch { range: 0..set.page_len + 1, ..free.clone() }).is_err(), "part of a page");
+        prop_assert!(with(Touch { at: last.at + Duration::from_nanos(1), ..free.clone() }).is_err(), "part of a microsecond");
+        prop_assert!(with(Touch { range: 1 << 62..(1 << 62) + set.page_len, ..free.clone() }).is_err(), "beyond any section");
+        if let Some(at) = last.at.checked_sub(Duration::from_micros(1)) {
+            prop_assert!(with(Touch { at, ..free }).is_err(), "goes back in time");
+        }
+    }
+
+    #[test]
     fn a_directory_comes_back(
         header in header(Kind::Manifest),
         metadata in "\\PC{0,200}",
@@ -343,6 +383,82 @@ proptest! {
             prop_assert_eq!(section, &SectionInfo { length, segments: section.segments.clone(), ..info });
         }
     }
+}
+
+/// Ranges of some sections that do not overlap, in an order and at times of their own.
+fn working_set() -> impl Strategy<Value = WorkingSet> {
+    let ranges = vec((0..4u32, 0..5u64, 1..5u64, 0..1u64 << 40), 0..40);
+    (
+        header(Kind::WorkingSet),
+        any::<[u8; 32]>(),
+        12..48u32,
+        ranges.prop_shuffle(),
+        any::<u64>(),
+    )
+        .prop_map(|(header, digest, shift, ranges, seed)| {
+            let mut ends = [0; 4];
+            let mut touches: Vec<Touch> = ranges
+                .into_iter()
+                .map(|(section, gap, pages, _)| {
+                    let end = &mut ends[section as usize];
+                    let start = *end + gap;
+                    *end = start + pages;
+                    Touch {
+                        section,
+                        range: start << shift..*end << shift,
+                        at: Duration::ZERO,
+                    }
+                })
+                .collect();
+            touches.sort_by_key(|touch| {
+                (touch.range.start ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            });
+            for (number, touch) in touches.iter_mut().enumerate() {
+                touch.at = Duration::from_micros(number as u64 * (seed >> 20));
+            }
+            WorkingSet {
+                header,
+                digest: Digest(digest),
+                page_len: 1 << shift,
+                touches,
+            }
+        })
+}
+
+/// As many ranges as there may be, each as long as it can be.
+#[test]
+fn the_largest_working_set_is_within_the_limit() {
+    let far = (1 << 62) - (MAX_TOUCHES as u64) * 8192;
+    let touch = |i: usize| {
+        // Turn about from one end of the section to the other.
+        let half = i as u64 / 2 * 8192;
+        let start = if i.is_multiple_of(2) {
+            half
+        } else {
+            far + half
+        };
+        Touch {
+            section: 4095,
+            range: start..start + 4096,
+            at: Duration::from_micros(i as u64 * ((1 << 53) / MAX_TOUCHES as u64)),
+        }
+    };
+    let mut set = WorkingSet {
+        header: Header::new(Kind::WorkingSet, "s".parse().unwrap(), 1),
+        digest: Digest([7; 32]),
+        page_len: 4096,
+        touches: (0..MAX_TOUCHES).map(touch).collect(),
+    };
+    let len = set.encode().unwrap().len() as u64;
+    assert!(
+        (MAX_WORKING_SET_LEN / 4..MAX_WORKING_SET_LEN).contains(&len),
+        "{len} bytes"
+    );
+    set.touches.push(Touch {
+        section: 0,
+        ..touch(MAX_TOUCHES)
+    });
+    assert!(set.encode().is_err());
 }
 
 /// As many chunks and extents as a segment may have, each as costly as it can be.

@@ -1,8 +1,8 @@
 //! `podsnap inspect`: what a snapshot consists of, and what of it costs most.
 
 use podsnap::inspect::{
-    Borrowed, Chunking, Duplicate, FileCost, InspectOptions, InspectReport, Place, SectionReport,
-    SharedBytes,
+    Borrowed, Chunking, Duplicate, FileCost, InspectOptions, InspectReport, LearnedReport, Place,
+    SectionReport, SharedBytes,
 };
 use podsnap::{printable, printable_message};
 
@@ -15,7 +15,7 @@ use crate::{
 
 /// Show what a snapshot consists of, what it has twice, and what of it costs most
 ///
-/// Reads the manifest, and the lists of files of trees, but no data.
+/// Reads the manifest, what restores touched, and the lists of files of trees, but no data.
 ///
 /// Every byte of a section is ZERO, or stands earlier in the snapshot (TWICE), or is stored by another snapshot (BORROWED), or is NEW and
 /// takes what STORED says. What is stored is charged to the first place in the snapshot that uses it. For a file, SPARED is
@@ -56,6 +56,7 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
             files(&report),
             ranges(&report),
             duplicates(&report),
+            touched(&report),
         ];
         let parts: Vec<String> = parts.into_iter().filter(|p| !p.is_empty()).collect();
         parts.join("\n")
@@ -118,10 +119,31 @@ fn heading(report: &InspectReport, top: usize) -> String {
         row("key", "chunk ids are keyed".to_owned());
     }
     if let Some(len) = report.working_set_bytes {
-        row("working set", format!("learned, {}", bytes(len)));
+        row("working set", working_set(report, len));
     }
     text.push_str(&table(&rows, &[]));
     text
+}
+
+/// What a restore touched, in a line.
+fn working_set(report: &InspectReport, stored: u64) -> String {
+    match &report.working_set {
+        None => format!("{} that are of no use", bytes(stored)),
+        Some(learned) => format!(
+            "{} in {}, {} of the raw bytes, touched within {}",
+            bytes(learned.bytes),
+            count(learned.ranges, "range"),
+            report::percent(learned.bytes, report.raw_bytes),
+            millis(learned.span_ms)
+        ),
+    }
+}
+
+fn millis(ms: f64) -> String {
+    match ms {
+        ms if ms < 1000.0 => format!("{ms:.0} ms"),
+        ms => format!("{:.1} s", ms / 1000.0),
+    }
 }
 
 /// A share that may be much less than a percent.
@@ -348,6 +370,43 @@ fn duplicates(report: &InspectReport) -> String {
         ]
     }));
     listing(rows, &[true, true], "Twice there, stored once\n")
+}
+
+/// What a restore touched, by section, and first of all.
+fn touched(report: &InspectReport) -> String {
+    let Some(learned) = &report.working_set else {
+        return String::new();
+    };
+    let title = ["TOUCHED", "OF IT", "RANGES", "FIRST", "LAST", "SECTION"];
+    let mut rows = vec![title.map(str::to_owned).to_vec()];
+    rows.extend(learned.sections.iter().map(|section| {
+        vec![
+            bytes(section.bytes),
+            report::percent(section.bytes, section.raw_bytes),
+            section.ranges.to_string(),
+            millis(section.first_ms),
+            millis(section.last_ms),
+            printable(&section.section),
+        ]
+    }));
+    let right = [true; 5];
+    let mut text = listing(rows, &right, "What a restore touched\n");
+    text.push_str(&first_touches(learned));
+    text
+}
+
+fn first_touches(learned: &LearnedReport) -> String {
+    let title = ["AT", "LENGTH", "OFFSET", "SECTION"];
+    let mut rows = vec![title.map(str::to_owned).to_vec()];
+    rows.extend(learned.first_touches.iter().map(|touch| {
+        vec![
+            format!("{:.1} ms", touch.at_ms),
+            bytes(touch.len),
+            format!("{:#x}", touch.offset),
+            printable(&touch.section),
+        ]
+    }));
+    listing(rows, &[true; 3], "\nWhat it touched first\n")
 }
 
 fn place(place: &Place) -> String {

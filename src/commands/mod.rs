@@ -13,6 +13,7 @@ mod mount;
 mod restore;
 mod rm;
 mod save;
+mod serve_uffd;
 mod verify;
 mod wait;
 
@@ -25,6 +26,7 @@ pub enum Command {
     Save(save::Args),
     Restore(restore::Args),
     Mount(mount::Args),
+    ServeUffd(serve_uffd::Args),
     Verify(verify::Args),
     Wait(wait::Args),
     Inspect(inspect::Args),
@@ -47,6 +49,7 @@ pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
         Command::Save(args) => save::run(args, context).await,
         Command::Restore(args) => restore::run(args, context).await,
         Command::Mount(args) => mount::run(args, context).await,
+        Command::ServeUffd(args) => serve_uffd::run(args, context).await,
         Command::Verify(args) => verify::run(args, context).await,
         Command::Wait(args) => wait::run(args, context).await,
         Command::Inspect(args) => inspect::run(args, context).await,

@@ -5,17 +5,16 @@ use std::path::PathBuf;
 use podsnap::MountOptions;
 use serde_json::json;
 
-use crate::{
-    args::{SectionName, SnapshotRef},
-    context::{Context, section_numbers},
-    exit::Failure,
-};
+use crate::{args::Wanted, context::Context, exit::Failure, learning::Learning};
 
 /// Show a snapshot as a read-only file system
 ///
 /// What `podsnap restore` would write is there at once, and is fetched and checked when it is read: `runsc restore` resumes a pod from it before its
 /// memory is here. Runs until `umount DIR`, Ctrl-C or SIGTERM; one line, or with --json one document, on standard output says when it is
 /// mounted. Bytes that cannot be had or do not check out are I/O errors to who reads them, and lines on standard error.
+///
+/// What is read is recorded beside the snapshot, in order, and the next mount of it fetches that ahead; `podsnap inspect` shows it. Whatever
+/// keeps it from doing so is a warning.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -23,27 +22,23 @@ Examples:
   podsnap mount job-7 /mnt/job --section rootfs
   podsnap mount file:web-2.podsnap /mnt/web")]
 pub struct Args {
-    /// The snapshot, or file:PATH for one that was exported
-    #[arg(value_name = "SNAPSHOT")]
-    snapshot: SnapshotRef,
+    #[command(flatten)]
+    wanted: Wanted,
     /// An empty directory
     dir: PathBuf,
-    /// Only this section; may be given several times
-    #[arg(long, value_name = "ROLE[:NAME]")]
-    section: Vec<SectionName>,
-    /// Refuse unless the snapshot has this digest, which `podsnap save` printed
-    #[arg(long, value_name = "HEX")]
-    digest: Option<String>,
+    #[command(flatten)]
+    learning: Learning,
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let (store, snapshot) = context.open(&args.snapshot).await?;
-    if let Some(digest) = &args.digest {
-        snapshot.demand_digest(digest)?;
-    }
+    let (_store, snapshot, sections) = context.open_wanted(&args.wanted).await?;
+    let learner = args.learning.start(&snapshot, &sections)?;
     let mut options = MountOptions::default();
-    options.sections = section_numbers(&snapshot, &args.section)?;
-    let mount = snapshot.mount(&store, &args.dir, &options).await?;
+    options.sections = sections;
+    let mount = learner
+        .snapshot(&snapshot)
+        .mount(&args.dir, &options)
+        .await?;
     let (id, dir) = (snapshot.id(), mount.dir().display().to_string());
     let document = json!({ "snapshot": id.as_str(), "mounted_on": dir });
     let said = context.report(&document, || {
@@ -56,5 +51,6 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         }
     }
     mount.unmount().await?;
+    learner.finish().await;
     said.map(|()| 0)
 }

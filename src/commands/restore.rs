@@ -8,8 +8,8 @@ use podsnap::{
 };
 
 use crate::{
-    args::{SectionName, SnapshotRef},
-    context::{Context, section_numbers},
+    args::Wanted,
+    context::Context,
     exit::{self, Failure},
     output,
     progress::Doing,
@@ -29,31 +29,20 @@ Examples:
   podsnap restore layer - | tar -t
   podsnap restore file:web-2.podsnap out")]
 pub struct Args {
-    /// The snapshot, or file:PATH for one that was exported
-    #[arg(value_name = "SNAPSHOT")]
-    snapshot: SnapshotRef,
+    #[command(flatten)]
+    wanted: Wanted,
     /// A new or empty directory; - writes one section to standard output, a tree as a tar
     dir: PathBuf,
-    /// Only this section; may be given several times
-    #[arg(long, value_name = "ROLE[:NAME]")]
-    section: Vec<SectionName>,
     /// Restore what is undamaged, leave zeros in place of the rest, say what is lost and exit with 5
     #[arg(long)]
     salvage: bool,
     /// Fail where an owner, device or attribute cannot be set, instead of warning
     #[arg(long)]
     strict: bool,
-    /// Refuse unless the snapshot has this digest, which `podsnap save` printed
-    #[arg(long, value_name = "HEX")]
-    digest: Option<String>,
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let (store, snapshot) = context.open(&args.snapshot).await?;
-    if let Some(digest) = &args.digest {
-        snapshot.demand_digest(digest)?;
-    }
-    let sections = section_numbers(&snapshot, &args.section)?;
+    let (store, snapshot, sections) = context.open_wanted(&args.wanted).await?;
     if args.dir == Path::new("-") {
         return to_stdout(&args, snapshot, &sections, context).await;
     }

@@ -9,8 +9,8 @@ use podsnap::{
 use serde::Serialize;
 
 use crate::{
-    args::{SectionName, SnapshotRef},
-    context::{Context, section_numbers},
+    args::Wanted,
+    context::Context,
     exit::{self, Failure},
     progress::Doing,
     report,
@@ -27,18 +27,11 @@ Examples:
   podsnap verify web-2 --sample 5 --digest 3f9c...
   podsnap verify file:web-2.podsnap")]
 pub struct Args {
-    /// The snapshot, or file:PATH for one that was exported
-    #[arg(value_name = "SNAPSHOT")]
-    snapshot: SnapshotRef,
-    /// Only this section; may be given several times
-    #[arg(long, value_name = "ROLE[:NAME]")]
-    section: Vec<SectionName>,
+    #[command(flatten)]
+    wanted: Wanted,
     /// Only about this share of the chunks, spread over the snapshot
     #[arg(long, value_name = "PERCENT", value_parser = parse_percent)]
     sample: Option<f64>,
-    /// Refuse unless the snapshot has this digest, which `podsnap save` printed
-    #[arg(long, value_name = "HEX")]
-    digest: Option<String>,
 }
 
 fn parse_percent(text: &str) -> Result<f64, String> {
@@ -58,12 +51,9 @@ struct Report<'a> {
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
-    let (store, snapshot) = context.open(&args.snapshot).await?;
-    if let Some(digest) = &args.digest {
-        snapshot.demand_digest(digest)?;
-    }
+    let (store, snapshot, sections) = context.open_wanted(&args.wanted).await?;
     let options = VerifyOptions {
-        sections: section_numbers(&snapshot, &args.section)?,
+        sections,
         sample: args.sample.map(|percent| percent / 100.0),
         cancel: context.cancel.clone(),
         ..VerifyOptions::default()

@@ -4,6 +4,7 @@
 pub mod azure;
 pub mod backend;
 pub mod extents;
+pub mod mounting;
 pub mod pages;
 pub mod tool;
 pub mod tree;

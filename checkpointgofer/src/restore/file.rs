@@ -48,6 +48,9 @@ impl Backing for ReadFile {
         let urgent = !memory || self.order.is_urgent(submission.offset, submission.len);
         let (id, offset, len) = (submission.id, submission.offset, submission.len);
         tracing::trace!(file = self.name, id, offset, len, urgent, "asked for");
+        if memory && urgent {
+            self.restoring.state().faulted = true;
+        }
         let bytes = self.bytes.clone();
         let (restoring, name) = (self.restoring.clone(), self.name);
         let completions = self.completions.0.clone();
@@ -130,9 +133,10 @@ impl Read<'_> {
         if len == 0 {
             return Ok(());
         }
-        let _permit = match self.urgent {
-            true => None,
-            false => Some(self.restoring.filling.acquire().await),
+        let pace = &self.restoring.pace;
+        let (_urgent, _filling) = match self.urgent {
+            true => (Some(pace.hurry()), None),
+            false => (None, Some(pace.fill().await)),
         };
         let mut bytes = vec![0; len];
         let read = self.bytes.read_at(&mut bytes, offset, self.urgent).await;

@@ -5,15 +5,19 @@
 
 mod bytes;
 mod file;
+mod pace;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use podsnap_engine::{
-    CancellationToken, Error, ErrorKind, Snapshot, SnapshotId, Store, gvisor::RawImage,
+    CancellationToken, Error, ErrorKind, Recording, Snapshot, SnapshotId, Store, gvisor::RawImage,
 };
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::runtime::Handle;
 
-use self::{bytes::FileBytes, file::ReadFile};
+use self::{bytes::FileBytes, file::ReadFile, pace::Pace};
 use crate::{
     image::{self, Kind},
     request::{Limits, Mode},
@@ -37,8 +41,8 @@ const OTHER_LIMITS: Limits = Limits {
     max_parallel: 8,
 };
 
-/// Reads that nobody waits for and that may be under way at once, each with a buffer of its own.
-const FILLING_AT_ONCE: usize = 32;
+/// Most time that keeping what was learned may take once the sandbox needs nothing more.
+const LEARNING_TIME: Duration = Duration::from_secs(20);
 
 /// A snapshot that is being restored.
 pub struct Restoring {
@@ -47,7 +51,7 @@ pub struct Restoring {
     snapshot: SnapshotId,
     kind: Kind,
     cancel: CancellationToken,
-    filling: Arc<Semaphore>,
+    pace: Pace,
     state: Mutex<State>,
 }
 
@@ -57,12 +61,15 @@ struct State {
     opened: Option<Result<Opened, String>>,
     /// What went wrong with a read.
     failed: Option<String>,
+    /// A thread of the sandbox has waited for a page.
+    faulted: bool,
 }
 
 /// What is restored.
 #[derive(Clone)]
 enum Opened {
-    Snapshot(Snapshot),
+    /// What is read of it urgently is recorded.
+    Snapshot(Arc<Recording>),
     /// Files as Google's gofer left them.
     Raw(RawImage),
 }
@@ -82,7 +89,7 @@ impl Restoring {
             snapshot,
             kind,
             cancel,
-            filling: Arc::new(Semaphore::new(FILLING_AT_ONCE)),
+            pace: Pace::default(),
             state: Mutex::default(),
         })
     }
@@ -132,12 +139,52 @@ impl Restoring {
             Error::new(ErrorKind::InvalidInput, format!("{} {what}", self.snapshot)).because(e)
         })?;
         tracing::info!(snapshot = %self.snapshot, digest = %snapshot.digest(), "restoring");
-        Ok(Opened::Snapshot(snapshot))
+        self.replay(snapshot.clone());
+        Ok(Opened::Snapshot(Arc::new(snapshot.record())))
+    }
+
+    /// Fetches ahead what an earlier restore waited for.
+    fn replay(&self, snapshot: Snapshot) {
+        let cancel = self.cancel.clone();
+        self.runtime.spawn(async move {
+            let replayed = async {
+                match snapshot.working_set().await? {
+                    Some(learned) => learned.prefetch(&[]).await,
+                    None => Ok(()),
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                replayed = replayed => if let Err(error) = replayed {
+                    tracing::warn!(%error, "what an earlier restore learned is of no use");
+                },
+            }
+        });
+    }
+
+    /// Keeps what the sandbox waited for, for the next restore, if it waited at all. Nothing else depends on it.
+    pub fn learn(&self) {
+        let (opened, faulted) = {
+            let state = self.state();
+            (state.opened.clone(), state.faulted)
+        };
+        let Some(Ok(Opened::Snapshot(recording))) = opened.filter(|_| faulted) else {
+            return;
+        };
+        let storing = tokio::time::timeout(LEARNING_TIME, recording.store(false));
+        match self.runtime.block_on(async { storing.await }) {
+            Ok(Ok(stored)) => tracing::debug!(stored, "learned what the sandbox waited for"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "what the sandbox waited for cannot be kept for the next restore");
+            }
+            Err(_) => tracing::warn!("keeping what the sandbox waited for takes too long"),
+        }
     }
 
     fn bytes(&self, name: &'static str) -> Result<FileBytes, String> {
         match self.opened()? {
-            Opened::Snapshot(snapshot) => {
+            Opened::Snapshot(recording) => {
+                let snapshot = recording.snapshot();
                 let (role, section) = image::section(name);
                 let number = snapshot.find_section(role, section);
                 let number = number.map_err(|e| e.to_string())?;

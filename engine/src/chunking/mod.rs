@@ -5,7 +5,7 @@
 //! what deduplicates against existing snapshots.
 
 mod fastcdc;
-mod zeros;
+pub(crate) mod zeros;
 
 pub use fastcdc::{FastCdc, GEAR};
 pub use podsnap_format::manifest::ChunkingParams;

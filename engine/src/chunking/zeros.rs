@@ -20,7 +20,7 @@ pub struct Run {
     pub zero: bool,
 }
 
-fn is_zero(block: &[u8]) -> bool {
+pub(crate) fn is_zero(block: &[u8]) -> bool {
     // The first word decides for nearly every block with data in it.
     block.first_chunk::<8>().is_none_or(|word| *word == [0; 8])
         && block

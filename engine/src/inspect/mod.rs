@@ -1,9 +1,10 @@
 //! Inspection: what a snapshot consists of, what it has twice, what it borrows, and what of it costs most.
 //!
-//! Reads the manifest, and of tree sections the entry tables; nothing else. What it says of costs follows from where chunks are used:
+//! Reads the manifest, the working set, and of tree sections the entry tables; nothing else. What it says of costs follows from where chunks are used:
 //! see [`InspectReport`] for the accounts.
 
 mod attribution;
+mod learned;
 mod listing;
 mod owners;
 mod ranges;
@@ -25,6 +26,7 @@ use self::{
     owners::Owners,
 };
 use crate::{
+    WorkingSet,
     base::BaseIndex,
     error::{Error, ErrorKind, Result},
     names,
@@ -80,6 +82,7 @@ struct Inspected {
     index: BaseIndex,
     tables: Vec<Option<TreeTable>>,
     working_set_bytes: Option<u64>,
+    learned: Option<WorkingSet>,
     problems: Vec<String>,
 }
 
@@ -126,11 +129,23 @@ impl Snapshot {
                 Err(e) => return Err(e),
             }
         };
+        let learned = match working_set_bytes {
+            None => None,
+            Some(_) => match self.working_set().await {
+                Ok(learned) => learned,
+                Err(e) if concerns_one_object(&e) => {
+                    problems.push(e.to_string());
+                    None
+                }
+                Err(e) => return Err(e),
+            },
+        };
         Ok(Inspected {
             snapshot: self.clone(),
             index,
             tables,
             working_set_bytes,
+            learned,
             problems,
         })
     }
@@ -159,6 +174,7 @@ impl Inspected {
             index,
             tables,
             working_set_bytes,
+            learned,
             problems,
         } = self;
         let sections = snapshot.sections();
@@ -222,6 +238,7 @@ impl Inspected {
             borrowed: borrowed_by_snapshot(&borrowed, &index),
             manifest_bytes: snapshot.object_len().saturating_sub(frames),
             working_set_bytes,
+            working_set: learned.map(|set| learned::describe(&set, sections, options.top)),
             chunks: all.chunks.chunks,
             new_chunks: all.own.chunks,
             average_chunk_bytes: all.chunks.raw / all.chunks.chunks.max(1),

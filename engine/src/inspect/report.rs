@@ -41,8 +41,10 @@ pub struct InspectReport {
     pub borrowed: Vec<Borrowed>,
     /// Length of the manifest; of an export, without its frames.
     pub manifest_bytes: u64,
-    /// Length of the object that says what the last restores touched, if there is one.
+    /// Length of the object that says what a restore touched, if there is one.
     pub working_set_bytes: Option<u64>,
+    /// What it says, if it is whole and of this snapshot.
+    pub working_set: Option<LearnedReport>,
     /// Different chunks that the sections refer to.
     pub chunks: u64,
     /// Of these, stored by this snapshot.
@@ -155,6 +157,53 @@ pub struct SectionReport {
     pub files: Option<u64>,
     /// Files, directories and all other entries, likewise.
     pub entries: Option<u64>,
+}
+
+/// What a restore touched.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LearnedReport {
+    /// Ranges that were touched one after the other.
+    pub ranges: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that were not told apart.
+    pub page_bytes: u64,
+    /// Milliseconds from the first touch to the last first touch of a range.
+    pub span_ms: f64,
+    /// The sections that were touched.
+    pub sections: Vec<LearnedSection>,
+    /// The ranges in the order in which they were touched first; no more than were asked for.
+    pub first_touches: Vec<LearnedTouch>,
+}
+
+/// What a restore touched of a section.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LearnedSection {
+    /// The section.
+    pub section: String,
+    /// Its length in bytes.
+    pub raw_bytes: u64,
+    /// Ranges of it that were touched.
+    pub ranges: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Milliseconds from the start of the recording until its first range was touched.
+    pub first_ms: f64,
+    /// The same of its last one.
+    pub last_ms: f64,
+}
+
+/// A range that a restore touched.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LearnedTouch {
+    /// The section.
+    pub section: String,
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Milliseconds from the start of the recording.
+    pub at_ms: f64,
 }
 
 /// Bytes shared with something.

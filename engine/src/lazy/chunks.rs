@@ -11,7 +11,10 @@ use lru::LruCache;
 use podsnap_format::{ChunkId, manifest::Chunk};
 use tokio::sync::watch;
 
-use super::Priority;
+use super::{
+    Priority,
+    ahead::{Purpose, Unused},
+};
 use crate::error::{Error, Result};
 
 /// A chunk as a manifest names it. A length that is not the chunk's own is thereby another chunk, and found to be none.
@@ -27,17 +30,25 @@ pub(crate) struct Chunks {
 }
 
 struct State {
-    kept: LruCache<Key, Bytes>,
+    kept: LruCache<Key, Kept>,
     kept_len: u64,
     coming: HashMap<Key, Coming>,
     /// Number of the next duty.
     next: u64,
 }
 
+/// A chunk at hand.
+struct Kept {
+    bytes: Bytes,
+    /// If nobody has asked for it yet.
+    unused: Option<Unused>,
+}
+
 /// A chunk that somebody fetches.
 struct Coming {
     duty: u64,
     priority: Priority,
+    purpose: Purpose,
     arrived: watch::Receiver<Option<Arrived>>,
 }
 
@@ -78,21 +89,43 @@ impl Chunks {
     /// The chunk, if it is at hand.
     pub(super) fn get(&self, chunk: &Chunk) -> Option<Bytes> {
         let mut state = self.state.lock().expect("no panic while held");
-        state.kept.get(&key(chunk)).cloned()
+        let kept = state.kept.get_mut(&key(chunk))?;
+        kept.unused = None;
+        Some(kept.bytes.clone())
+    }
+
+    /// Whether the chunk is at hand. It does not count as used.
+    pub(super) fn has(&self, chunk: &Chunk) -> bool {
+        let state = self.state.lock().expect("no panic while held");
+        state.kept.contains(&key(chunk))
     }
 
     /// Where the chunk is. Who wants it urgently does not wait for one who fetches it in the background, together with much else.
-    pub(super) fn find(self: &Arc<Self>, chunk: &Chunk, priority: Priority) -> Found {
+    pub(super) fn find(
+        self: &Arc<Self>,
+        chunk: &Chunk,
+        priority: Priority,
+        purpose: Purpose,
+    ) -> Found {
         let mut state = self.state.lock().expect("no panic while held");
         let key = key(chunk);
-        if let Some(bytes) = state.kept.get(&key) {
-            return Found::Here(bytes.clone());
+        let used = matches!(purpose, Purpose::Use);
+        if let Some(kept) = state.kept.get_mut(&key) {
+            if used {
+                kept.unused = None;
+            }
+            return Found::Here(kept.bytes.clone());
         }
         let overtakes = |coming: &Coming| {
             (priority, coming.priority) == (Priority::Urgent, Priority::Background)
         };
-        match state.coming.get(&key) {
-            Some(coming) if !overtakes(coming) => Found::Coming(Arrival(coming.arrived.clone())),
+        match state.coming.get_mut(&key) {
+            Some(coming) if !overtakes(coming) => {
+                if used {
+                    coming.purpose = Purpose::Use;
+                }
+                Found::Coming(Arrival(coming.arrived.clone()))
+            }
             _ => {
                 let (sender, receiver) = watch::channel(None);
                 let number = state.next;
@@ -100,6 +133,7 @@ impl Chunks {
                 let coming = Coming {
                     duty: number,
                     priority,
+                    purpose,
                     arrived: receiver,
                 };
                 state.coming.insert(key, coming);
@@ -128,10 +162,24 @@ impl Duty {
         Arrival(self.arrived.subscribe())
     }
 
+    /// Whether nobody more urgent has taken it over.
+    pub(super) fn is_open(&self) -> bool {
+        let state = self.chunks.state.lock().expect("no panic while held");
+        let coming = state.coming.get(&key(&self.chunk));
+        coming.is_some_and(|coming| coming.duty == self.number)
+    }
+
     /// Ends it: the chunk is kept, and everybody who waits has it or learns why not.
     pub(super) fn fulfil(self, arrived: Arrived) {
         if let Ok(bytes) = &arrived {
-            self.chunks.keep(&self.chunk, bytes);
+            let mut state = self.chunks.state.lock().expect("no panic while held");
+            let purpose = match state.coming.get_mut(&key(&self.chunk)) {
+                Some(coming) if coming.duty == self.number => {
+                    std::mem::replace(&mut coming.purpose, Purpose::Use)
+                }
+                _ => Purpose::Use,
+            };
+            state.keep(&self.chunk, bytes, purpose, self.chunks.capacity);
         }
         self.arrived.send_replace(Some(arrived));
     }
@@ -152,16 +200,26 @@ impl Drop for Duty {
     }
 }
 
-impl Chunks {
-    fn keep(&self, chunk: &Chunk, bytes: &Bytes) {
-        let mut state = self.state.lock().expect("no panic while held");
-        state.kept_len += bytes.len() as u64;
-        if let Some(before) = state.kept.put(key(chunk), bytes.clone()) {
-            state.kept_len -= before.len() as u64;
+impl State {
+    fn keep(&mut self, chunk: &Chunk, bytes: &Bytes, purpose: Purpose, capacity: u64) {
+        let unused = match purpose {
+            Purpose::Use => None,
+            Purpose::Memory(unused) => Some(unused),
+            Purpose::Disk => return,
+        };
+        let key = key(chunk);
+        if let Some(kept) = self.kept.get_mut(&key) {
+            if unused.is_none() {
+                kept.unused = None;
+            }
+            return;
         }
-        while state.kept_len > self.capacity {
-            let (_, oldest) = state.kept.pop_lru().expect("what has a length is there");
-            state.kept_len -= oldest.len() as u64;
+        self.kept_len += bytes.len() as u64;
+        let bytes = bytes.clone();
+        self.kept.put(key, Kept { bytes, unused });
+        while self.kept_len > capacity {
+            let (_, oldest) = self.kept.pop_lru().expect("what has a length is there");
+            self.kept_len -= oldest.bytes.len() as u64;
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Priority,
+    ahead::Purpose,
     chunks::{Duty, Found},
     node_cache::Claim,
 };
@@ -26,15 +27,25 @@ use crate::{
     snapshot::Snapshot,
 };
 
-/// Unneeded bytes between two frames that are read along rather than paid for with another request.
+/// Unneeded bytes between two frames that somebody waits for that are read along.
 const MAX_GAP: u64 = 32 << 10;
 
-/// How long bytes that another process of the node reads already are waited for: some round trips, or a large read.
-const URGENT_PATIENCE: Duration = Duration::from_millis(50);
+/// A background read counts as at least so many bytes, which bounds how many are under way: there must be turns left for others.
+const LEAST_BACKGROUND_LEN: u64 = 512 << 10;
+
+/// Times that a chunk is looked for when who fetched it gave it up.
+const TRIES: u32 = 3;
+
+/// How long bytes are waited for that another process of the node is reading. One that somebody waits for there comes as soon as it can; without
+/// that patience many processes that begin at once would slow each other down until all of them read everything.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether the other process has ended.
-const CLAIM_INTERVAL: Duration = Duration::from_millis(2);
+/// How long who waits for bytes leaves it to a background read of another process to bring them: some round trips.
+const URGENT_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether the other process is done: at first, and later, when many may be looking.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+const LAST_LOOK: Duration = Duration::from_millis(20);
 
 /// Chunks by what a manifest says of them.
 pub(super) type Fetched = HashMap<(ChunkId, u32), Bytes>;
@@ -46,6 +57,16 @@ struct Run {
     duties: Vec<Duty>,
 }
 
+/// How bytes are read.
+#[derive(Clone, Copy)]
+pub(super) struct Reading {
+    pub(super) priority: Priority,
+    /// No read is longer than so many bytes, unless one frame is.
+    pub(super) longest: u64,
+    /// Unneeded bytes between two frames that are read along rather than paid for with another request.
+    pub(super) max_gap: u64,
+}
+
 /// Gets chunks, each once however often it is named. No read is longer than `longest` bytes, unless one frame is.
 pub(super) async fn fetch(
     snapshot: &Snapshot,
@@ -53,43 +74,70 @@ pub(super) async fn fetch(
     priority: Priority,
     longest: u64,
 ) -> Result<Fetched> {
+    let reading = Reading {
+        priority,
+        longest,
+        max_gap: MAX_GAP,
+    };
     let mut fetched = Fetched::new();
-    let (mut arrivals, mut duties) = (Vec::new(), Vec::new());
     let mut seen = HashSet::new();
+    let mut wanted: Vec<Chunk> = wanted.into_iter().collect();
+    wanted.retain(|chunk| seen.insert((chunk.id, chunk.raw_len)));
+    for _ in 0..TRIES {
+        let (mut arrivals, mut duties) = (Vec::new(), Vec::new());
+        for chunk in wanted {
+            match snapshot.shared.chunks.find(&chunk, priority, Purpose::Use) {
+                Found::Here(bytes) => {
+                    fetched.insert((chunk.id, chunk.raw_len), bytes);
+                }
+                Found::Coming(arrival) => arrivals.push((chunk, arrival)),
+                Found::Missing(duty) => {
+                    arrivals.push((chunk, duty.arrival()));
+                    duties.push(duty);
+                }
+            }
+        }
+        begin(snapshot, duties, reading);
+        let waiting = arrivals.into_iter().map(|(chunk, arrival)| async move {
+            match arrival.wait().await {
+                Some(Ok(bytes)) => Ok((chunk, Some(bytes))),
+                Some(Err(e)) => Err(e.again()),
+                // Who fetched it left it to somebody more urgent, or the runtime of that one has ended.
+                None => Ok((chunk, None)),
+            }
+        });
+        wanted = Vec::new();
+        for (chunk, arrived) in try_join_all(waiting).await? {
+            match arrived {
+                Some(bytes) => {
+                    fetched.insert((chunk.id, chunk.raw_len), bytes);
+                }
+                None => wanted.push(chunk),
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(fetched);
+        }
+    }
     for chunk in wanted {
-        let key = (chunk.id, chunk.raw_len);
-        if !seen.insert(key) {
-            continue;
-        }
-        match snapshot.shared.chunks.find(&chunk, priority) {
-            Found::Here(bytes) => {
-                fetched.insert(key, bytes);
-            }
-            Found::Coming(arrival) => arrivals.push((chunk, arrival)),
-            Found::Missing(duty) => {
-                arrivals.push((chunk, duty.arrival()));
-                duties.push(duty);
-            }
-        }
+        let bytes = read_one(snapshot, &chunk).await?;
+        fetched.insert((chunk.id, chunk.raw_len), bytes);
     }
-    if !duties.is_empty() {
-        tokio::spawn(bring(snapshot.clone(), duties, priority, longest));
-    }
-    let waiting = arrivals.into_iter().map(|(chunk, arrival)| async move {
-        let bytes = match arrival.wait().await {
-            Some(Ok(bytes)) => bytes,
-            Some(Err(e)) => return Err(e.again()),
-            // The runtime of who fetched it has ended.
-            None => read_one(snapshot, &chunk).await?,
-        };
-        Ok(((chunk.id, chunk.raw_len), bytes))
-    });
-    fetched.extend(try_join_all(waiting).await?);
     Ok(fetched)
 }
 
+/// Has duties fulfilled.
+pub(super) fn begin(snapshot: &Snapshot, duties: Vec<Duty>, reading: Reading) {
+    if !duties.is_empty() {
+        tokio::spawn(bring(snapshot.clone(), duties, reading));
+    }
+}
+
 /// Sorts chunks by where they are and joins neighbours.
-fn into_runs(mut duties: Vec<Duty>, longest: u64) -> Vec<Run> {
+fn into_runs(mut duties: Vec<Duty>, reading: Reading) -> Vec<Run> {
+    let Reading {
+        longest, max_gap, ..
+    } = reading;
     duties.sort_by_key(|duty| (duty.chunk.location.pack, duty.chunk.location.offset));
     let mut runs: Vec<Run> = Vec::new();
     for duty in duties {
@@ -97,7 +145,7 @@ fn into_runs(mut duties: Vec<Duty>, longest: u64) -> Vec<Run> {
         match runs.last_mut() {
             Some(run)
                 if run.pack == pack
-                    && frame.start <= run.range.end + MAX_GAP
+                    && frame.start <= run.range.end + max_gap
                     && (frame.end <= run.range.end || frame.end - run.range.start <= longest) =>
             {
                 run.range.end = run.range.end.max(frame.end);
@@ -120,10 +168,10 @@ fn frame(chunk: &Chunk) -> Range<u64> {
 }
 
 /// Fulfils the duties: from the node's disk what is there, the rest from the store in runs.
-async fn bring(snapshot: Snapshot, duties: Vec<Duty>, priority: Priority, longest: u64) {
+async fn bring(snapshot: Snapshot, duties: Vec<Duty>, reading: Reading) {
     let rest = from_node(&snapshot, duties).await;
-    for run in into_runs(rest, longest) {
-        tokio::spawn(from_store(snapshot.clone(), run, priority));
+    for run in into_runs(rest, reading) {
+        tokio::spawn(from_store(snapshot.clone(), run, reading.priority));
     }
 }
 
@@ -161,35 +209,49 @@ async fn from_node(snapshot: &Snapshot, duties: Vec<Duty>) -> Vec<Duty> {
 }
 
 /// Claims what the run reads for the whole node. If another process is reading it already, waits a while, and takes what that one has fetched.
-async fn claim(snapshot: &Snapshot, run: &mut Run, priority: Priority) -> Option<Claim> {
-    let cache = snapshot.shared.node_cache.as_ref()?;
+async fn claim(snapshot: &Snapshot, run: &mut Run, priority: Priority) -> [Option<Claim>; 2] {
+    let Some(cache) = &snapshot.shared.node_cache else {
+        return [None, None];
+    };
     let object = snapshot.pack_object(&snapshot.directory().packs[run.pack as usize]);
-    let until = Instant::now()
-        + match priority {
-            Priority::Urgent => URGENT_PATIENCE,
-            Priority::Background => PATIENCE,
-        };
-    let mut claim = cache.claim(&object, run.range.clone());
-    while claim.is_none() && Instant::now() < until {
-        sleep(CLAIM_INTERVAL).await;
-        claim = cache.claim(&object, run.range.clone());
-    }
+    let wait = async |of, patience| {
+        let begin = Instant::now();
+        loop {
+            let claim = cache.claim(&object, &run.range, of);
+            let waited = begin.elapsed();
+            if claim.is_some() || waited > patience {
+                return claim;
+            }
+            sleep((waited / 8).clamp(FIRST_LOOK, LAST_LOOK)).await;
+        }
+    };
+    let urgent = wait(Priority::Urgent, PATIENCE).await;
+    let claims = match priority {
+        Priority::Urgent => [urgent, wait(Priority::Background, URGENT_PATIENCE).await],
+        // It must stand in nobody's way who is in a hurry.
+        Priority::Background => [None, wait(Priority::Background, PATIENCE).await],
+    };
     // Whoever had it before has left there what was read.
     run.duties = from_node(snapshot, std::mem::take(&mut run.duties)).await;
-    claim
+    claims
 }
 
 async fn from_store(snapshot: Snapshot, mut run: Run, priority: Priority) {
     let _permit = match priority {
         Priority::Urgent => None,
         Priority::Background => {
-            let kib = ((run.range.end - run.range.start) >> 10) as u32 + 1;
+            let len = (run.range.end - run.range.start).max(LEAST_BACKGROUND_LEN);
             let background = &snapshot.shared.background;
-            let permits = kib.min(super::BACKGROUND_LEN as u32 >> 10);
+            let permits = (len.min(super::BACKGROUND_LEN as u64) >> 10) as u32;
             background.clone().acquire_many_owned(permits).await.ok()
         }
     };
-    let _claim = claim(&snapshot, &mut run, priority).await;
+    // While it waited for its turn, somebody may have needed some of it.
+    run.duties.retain(Duty::is_open);
+    if run.duties.is_empty() {
+        return;
+    }
+    let _claims = claim(&snapshot, &mut run, priority).await;
     let Run { pack, duties, .. } = run;
     let frames = || duties.iter().map(|duty| frame(&duty.chunk));
     let (start, end) = (

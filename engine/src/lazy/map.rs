@@ -1,11 +1,13 @@
 //! The extent maps of a section: loaded when first needed, a bounded number of them kept, searched by offset.
 
 use std::{
+    collections::HashMap,
     num::NonZeroUsize,
     ops::Range,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
 };
 
+use futures::{StreamExt, stream};
 use lru::LruCache;
 use podsnap_format::manifest::{Chunk, Extent, Segment};
 use tokio::sync::OnceCell;
@@ -14,6 +16,9 @@ use crate::{error::Result, snapshot::Snapshot};
 
 /// Maps kept of each section. Each covers some 128 MiB (2048 extents) and takes at most 180 KB.
 const KEPT_MAPS: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
+
+/// Maps loaded at once ahead of their use.
+const LOADS_AT_ONCE: usize = 16;
 
 /// A part of a section, as it is stored.
 #[derive(Debug, Clone)]
@@ -34,9 +39,25 @@ pub(super) enum Content {
     },
 }
 
+/// The maps of each section that some reader has, by the section's number: all its readers have the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SharedMaps(Arc<Mutex<HashMap<usize, Weak<Maps>>>>);
+
+impl SharedMaps {
+    pub(super) fn of(snapshot: &Snapshot, section: usize) -> Arc<Maps> {
+        let mut all = snapshot.maps.0.lock().expect("no panic while held");
+        let known = all.get(&section).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let maps = Arc::new(Maps::new(snapshot.clone(), section));
+            all.insert(section, Arc::downgrade(&maps));
+            maps
+        })
+    }
+}
+
 /// The maps of one section.
 #[derive(Debug)]
-pub(super) struct Maps {
+pub(crate) struct Maps {
     snapshot: Snapshot,
     section: usize,
     /// By number; one that is not loaded yet is being loaded by somebody.
@@ -52,7 +73,7 @@ struct Map {
 }
 
 impl Maps {
-    pub(super) fn new(snapshot: Snapshot, section: usize) -> Self {
+    fn new(snapshot: Snapshot, section: usize) -> Self {
         Self {
             snapshot,
             section,
@@ -83,6 +104,23 @@ impl Maps {
             at = cell.get()?.append_pieces(at..range.end, &mut pieces);
         }
         Some(pieces)
+    }
+
+    /// Loads the maps of ranges, many at once. One that cannot be loaded is found out by who needs it.
+    pub(super) async fn load_ahead(&self, ranges: &[Range<u64>]) {
+        let mut numbers: Vec<usize> = ranges
+            .iter()
+            .filter(|range| !range.is_empty())
+            .flat_map(|range| self.number_at(range.start)..=self.number_at(range.end - 1))
+            .collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        stream::iter(numbers.into_iter().take(KEPT_MAPS.get()))
+            .for_each_concurrent(LOADS_AT_ONCE, |number| async move {
+                let cell = self.cell(number);
+                let _ = cell.get_or_try_init(|| self.load(number)).await;
+            })
+            .await;
     }
 
     fn number_at(&self, offset: u64) -> usize {

@@ -5,11 +5,14 @@
 //! fetched once, a chunk that does not check out is handed to nobody. How the bytes come to a page, a file or a socket
 //! is not this module's business.
 
+mod ahead;
 mod chunks;
 mod fetch;
 mod map;
 mod node_cache;
 mod reader;
+mod recorder;
+mod working_set;
 
 use std::sync::Arc;
 
@@ -17,10 +20,11 @@ use tokio::sync::Semaphore;
 
 pub use node_cache::CacheOptions;
 pub use reader::{Run, SectionReader};
+pub use working_set::{Recording, WorkingSet};
 
-use self::node_cache::NodeCache;
+use self::{ahead::Ahead, node_cache::NodeCache};
 
-pub(crate) use self::chunks::Chunks;
+pub(crate) use self::{chunks::Chunks, map::SharedMaps, recorder::Recorder};
 
 /// Bytes of decoded chunks that the readers of a store keep in memory.
 const CHUNKS_LEN: u64 = 64 << 20;
@@ -35,6 +39,9 @@ pub(crate) struct Shared {
     /// KiB that background reads may still hold.
     background: Arc<Semaphore>,
     node_cache: Option<NodeCache>,
+    /// What was fetched ahead of its use, and how much that may be.
+    ahead: Arc<Ahead>,
+    ahead_len: u64,
 }
 
 impl Shared {
@@ -44,6 +51,8 @@ impl Shared {
             chunks: Chunks::new(CHUNKS_LEN),
             background: Arc::new(Semaphore::new(BACKGROUND_LEN >> 10)),
             node_cache: cache.and_then(NodeCache::open),
+            ahead: Arc::default(),
+            ahead_len: CHUNKS_LEN / 2,
         })
     }
 }

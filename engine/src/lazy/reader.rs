@@ -9,9 +9,9 @@ use podsnap_format::{
 };
 
 use super::{
-    Priority,
+    Priority, ahead,
     fetch::{Fetched, fetch},
-    map::{Content, Maps, Piece},
+    map::{Content, Maps, Piece, SharedMaps},
 };
 use crate::{
     error::{Error, Result},
@@ -70,7 +70,7 @@ pub struct SectionReader {
 impl SectionReader {
     pub(crate) fn new(snapshot: Snapshot, section: usize) -> Self {
         Self {
-            maps: Arc::new(Maps::new(snapshot.clone(), section)),
+            maps: SharedMaps::of(&snapshot, section),
             snapshot,
             section,
             priority: Priority::Urgent,
@@ -108,7 +108,9 @@ impl SectionReader {
 
     /// Fills `buf` from `offset` of the section.
     pub async fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let mut at = self.range(offset, buf.len())?.start;
+        let whole = self.range(offset, buf.len())?;
+        self.note(&whole);
+        let mut at = whole.start;
         for part in buf.chunks_mut(MAX_PART_LEN) {
             let range = at..at + part.len() as u64;
             at = range.end;
@@ -134,6 +136,7 @@ impl SectionReader {
     ) -> Result<Range<u64>> {
         let window = self.range(offset, buf.len())?;
         assert!(window.start <= wanted.start && wanted.end <= window.end);
+        self.note(&wanted);
         let pieces = self.maps.pieces(window).await?;
         let needed: Vec<_> = overlapping(&pieces, &wanted).cloned().collect();
         let fetched = self.fetch(&needed, wanted.clone()).await?;
@@ -154,7 +157,9 @@ impl SectionReader {
         let window = self.range(offset, buf.len()).ok()?;
         assert!(window.start <= wanted.start && wanted.end <= window.end);
         let pieces = self.maps.kept_pieces(window)?;
-        self.fill_around(buf, offset, &wanted, &pieces, &Fetched::new())
+        let filled = self.fill_around(buf, offset, &wanted, &pieces, &Fetched::new())?;
+        self.note(&wanted);
+        Some(filled)
     }
 
     /// What a range consists of: stretches of zeros and stretches of bytes, in order. Reads extent maps, and no bytes.
@@ -180,27 +185,34 @@ impl SectionReader {
         Ok(runs)
     }
 
-    /// Brings ranges nearer, in that order and in few large reads, so that reading them takes no time later: into memory as far as there is room.
+    /// Brings ranges nearer, in that order and in few large reads, so that reading them takes no time later: into memory as far as there is room, then to
+    /// the node's disk, if there is a cache there. What there is no room for is left where it is.
     pub async fn prefetch(&self, ranges: &[Range<u64>]) -> Result<()> {
-        let longest = self.snapshot.backend.read_len();
-        for range in ranges {
-            let mut at = self
-                .range(range.start, (range.end - range.start) as usize)?
-                .start;
-            while at < range.end {
-                let end = range.end.min(at + MAX_PART_LEN as u64);
-                let pieces = self.maps.pieces(at..end).await?;
-                fetch(
-                    &self.snapshot,
-                    chunks(&pieces),
-                    Priority::Background,
-                    longest,
-                )
-                .await?;
-                at = end;
-            }
+        ahead::prefetch(self, ranges).await
+    }
+
+    pub(super) fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// Whether both read the same section of the same open snapshot.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.maps, &other.maps)
+    }
+
+    /// An error unless the range is within the section.
+    pub(super) fn check(&self, range: &Range<u64>) -> Result<()> {
+        let len = range.end.saturating_sub(range.start);
+        self.range(range.start, len as usize).map(drop)
+    }
+
+    /// Tells who records, if anybody does, what somebody waits for.
+    fn note(&self, range: &Range<u64>) {
+        if let Some(recorder) = &self.snapshot.recorder
+            && self.priority == Priority::Urgent
+        {
+            recorder.note(self.section, range);
         }
-        Ok(())
     }
 
     /// The range, if it is within the section.
@@ -276,7 +288,7 @@ fn overlapping<'a>(pieces: &'a [Piece], range: &Range<u64>) -> impl Iterator<Ite
 }
 
 /// The chunks that pieces are of.
-fn chunks(pieces: &[Piece]) -> impl Iterator<Item = Chunk> {
+pub(super) fn chunks(pieces: &[Piece]) -> impl Iterator<Item = Chunk> {
     pieces.iter().filter_map(|piece| match piece.content {
         Content::Zeros => None,
         Content::Chunk { chunk, .. } => Some(chunk),

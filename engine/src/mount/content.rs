@@ -1,7 +1,6 @@
 //! The bytes of files: a blob's are its section's, a tree's file has runs of its section's stream and holes between them.
 
-use std::sync::Arc;
-
+use futures::future::try_join_all;
 use podsnap_format::tree::{DataRange, EntryKind};
 
 use super::nodes::{Node, Nodes};
@@ -57,10 +56,14 @@ impl Read {
     /// Reads it. Holes are zeros; everything else was checked, or the whole read fails.
     pub(super) async fn run(&self, reader: &SectionReader) -> Result<Vec<u8>> {
         let mut buf = vec![0; self.len];
+        let (mut rest, mut at) = (&mut buf[..], 0);
+        let mut reads = Vec::with_capacity(self.pieces.len());
         for piece in &self.pieces {
-            let target = &mut buf[piece.at..piece.at + piece.len];
-            reader.read_at(target, piece.section_offset).await?;
+            let (target, behind) = rest[piece.at - at..].split_at_mut(piece.len);
+            reads.push(reader.read_at(target, piece.section_offset));
+            (rest, at) = (behind, piece.at + piece.len);
         }
+        try_join_all(reads).await?;
         Ok(buf)
     }
 
@@ -120,18 +123,18 @@ pub(super) fn seek(node: Node<'_>, offset: u64, hole: bool) -> Option<u64> {
 }
 
 /// The readers of the sections that are shown.
-pub(super) struct Readers(Vec<Option<Arc<SectionReader>>>);
+pub(super) struct Readers(Vec<Option<SectionReader>>);
 
 impl Readers {
     pub(super) fn new(snapshot: &crate::Snapshot, nodes: &Nodes) -> Self {
         let mut readers: Vec<_> = snapshot.sections().iter().map(|_| None).collect();
         for section in nodes.sections() {
-            readers[section] = Some(Arc::new(snapshot.reader(section)));
+            readers[section] = Some(snapshot.reader(section));
         }
         Self(readers)
     }
 
-    pub(super) fn get(&self, section: usize) -> Option<Arc<SectionReader>> {
+    pub(super) fn get(&self, section: usize) -> Option<SectionReader> {
         self.0.get(section)?.clone()
     }
 }

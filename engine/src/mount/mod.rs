@@ -20,7 +20,6 @@ use tokio::{runtime::Handle, sync::watch};
 
 use self::{nodes::Nodes, serve::FileSystem};
 use crate::{
-    Store,
     error::{Error, ErrorKind, Result},
     restore::RestoreOptions,
     snapshot::Snapshot,
@@ -60,7 +59,7 @@ pub struct MountOptions {
 /// # if !std::path::Path::new("/dev/fuse").exists() || !rustix::process::geteuid().is_root() {
 /// #     return Ok(());
 /// # }
-/// let mount = snapshot.mount(&store, dir, &MountOptions::default()).await?;
+/// let mount = snapshot.mount(dir, &MountOptions::default()).await?;
 /// // Another thread or process; runsc restore --image-path, for one.
 /// let file = dir.join("memory");
 /// let memory = tokio::task::spawn_blocking(move || std::fs::read(file)).await??;
@@ -77,12 +76,7 @@ pub struct Mount {
 
 impl Snapshot {
     /// Mounts the snapshot on `dir`, an empty directory. Reads are served by the tokio runtime that this is called on.
-    pub async fn mount(
-        &self,
-        _store: &Store,
-        dir: impl AsRef<Path>,
-        options: &MountOptions,
-    ) -> Result<Mount> {
+    pub async fn mount(&self, dir: impl AsRef<Path>, options: &MountOptions) -> Result<Mount> {
         let dir = mount_point(dir.as_ref())?;
         let chosen = RestoreOptions {
             sections: options.sections.clone(),

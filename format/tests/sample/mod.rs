@@ -10,7 +10,8 @@ use podsnap_format::manifest::{
 use podsnap_format::scan::Scanned;
 use podsnap_format::{
     ChunkId, Directory, Footer, FormatError, FrameScanner, HEADER_LEN, Header, Key, Kind,
-    ManifestBuilder, PackIndex, PackIndexBuilder, Role, SectionInfo, Segment, Shape,
+    ManifestBuilder, PackIndex, PackIndexBuilder, Role, SectionInfo, Segment, Shape, WorkingSet,
+    working_set::Touch,
 };
 
 pub const METADATA: &str = r#"{"runsc":"release-20260101.0","note":"größer"}"#;
@@ -73,6 +74,7 @@ pub struct Sample {
     pub packs: Vec<Vec<u8>>,
     pub manifest: Vec<u8>,
     pub export: Vec<u8>,
+    pub working_set: Vec<u8>,
 }
 
 /// Frames as they are written, and what is known about each.
@@ -275,10 +277,42 @@ pub fn sample() -> Sample {
         crc32c: crc32c(&export),
     };
     export.extend(builder.finish(METADATA, &[itself]).unwrap().bytes);
+    let working_set = working_set(&manifest).encode().unwrap();
     Sample {
         packs: vec![own, base],
         manifest,
         export,
+        working_set,
+    }
+}
+
+/// Touches of the first two sections: forwards, backwards, at once, after a while, beyond the end by less than a page.
+fn working_set(manifest: &[u8]) -> WorkingSet {
+    let (directory, _) = read_manifest(manifest).unwrap();
+    let touch = |section, pages: std::ops::Range<u64>, micros| Touch {
+        section,
+        range: pages.start * 4096..pages.end * 4096,
+        at: std::time::Duration::from_micros(micros),
+    };
+    let last_page = (directory.sections[0].length - 1) / 4096;
+    let mut set = WorkingSet::new(&directory, 4096);
+    set.touches = vec![
+        touch(0, 5..7, 0),
+        touch(1, 0..1, 17),
+        touch(0, 1..4, 17),
+        touch(0, last_page..last_page + 1, 1_000_017),
+    ];
+    set
+}
+
+/// Reads a working set.
+pub fn read_working_set(object: &[u8]) -> Result<WorkingSet, FormatError> {
+    let (header, footer) = open(object)?;
+    let trailer = footer.trailer_in(object).expect("a whole object");
+    let set = WorkingSet::parse(&footer, trailer)?;
+    match set.header == header {
+        true => Ok(set),
+        false => Err(FormatError::Hash { what: "header" }),
     }
 }
 

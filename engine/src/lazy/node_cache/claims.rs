@@ -11,11 +11,13 @@ use nix::{
     libc,
 };
 
+use crate::lazy::Priority;
+
 /// Bits of a lock's place that stand for the offset in an object; those above stand for the object.
 const OFFSET_BITS: u32 = 40;
 
-/// Bits that stand for the object: with the others they are no negative file offset.
-const OBJECT_BITS: u32 = 22;
+/// Bits that stand for the object. With one more above them, which says how urgent it is, they are no negative file offset.
+const OBJECT_BITS: u32 = 21;
 
 /// The locks. Those of one process never stand in each other's way: within a process [`Chunks`](super::super::Chunks) sees to that.
 #[derive(Debug)]
@@ -38,9 +40,17 @@ impl Claims {
         Ok(Self(Arc::new(file)))
     }
 
-    /// A claim, unless another process has one that overlaps. Where there are no locks everybody has one.
-    pub(super) fn claim(&self, object: &str, range: &Range<u64>) -> Option<Claim> {
-        let of_object = crc32fast::hash(object.as_bytes()) & ((1 << OBJECT_BITS) - 1);
+    /// A claim, unless another process has one of the same priority that overlaps. Where there are no locks everybody has one.
+    pub(super) fn claim(
+        &self,
+        object: &str,
+        range: &Range<u64>,
+        priority: Priority,
+    ) -> Option<Claim> {
+        let mut of_object = crc32fast::hash(object.as_bytes()) & ((1 << OBJECT_BITS) - 1);
+        if priority == Priority::Background {
+            of_object |= 1 << OBJECT_BITS;
+        }
         let offset = range.start & ((1 << OFFSET_BITS) - 1);
         let place = libc::flock {
             l_type: libc::F_WRLCK as _,

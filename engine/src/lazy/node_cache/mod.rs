@@ -14,6 +14,7 @@ use std::{
     collections::HashMap,
     fs::{self, File, FileTimes},
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard,
@@ -28,6 +29,7 @@ use self::volume::{FRAMES, INDEX, Place, Volume, Writer};
 
 pub(super) use self::claims::Claim;
 use self::claims::Claims;
+use super::Priority;
 
 /// Longest volume, in bytes.
 const VOLUME_LEN: u64 = 64 << 20;
@@ -108,6 +110,21 @@ impl NodeCache {
         self.usable(|| self.scan(&mut self.lock()));
     }
 
+    /// Whether frames are kept here.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.given_up.load(Relaxed)
+    }
+
+    /// Bytes that it may hold.
+    pub(super) fn max_len(&self) -> u64 {
+        self.max_len
+    }
+
+    /// Whether it seems to have the frame of a chunk.
+    pub(super) fn has(&self, id: &ChunkId) -> bool {
+        self.lock().places.contains_key(id)
+    }
+
     /// The frame of a chunk, unchecked.
     pub(super) fn get(&self, id: &ChunkId) -> Option<Vec<u8>> {
         let mut state = self.lock();
@@ -142,9 +159,14 @@ impl NodeCache {
         }
     }
 
-    /// Announces to the node's other processes that these bytes of an object are being read; `None` if one of them is already.
-    pub(super) fn claim(&self, object: &str, range: std::ops::Range<u64>) -> Option<Claim> {
-        self.claims.claim(object, &range)
+    /// Announces to the node's other processes that these bytes of an object are being read; `None` if one of them reads them as urgently.
+    pub(super) fn claim(
+        &self,
+        object: &str,
+        range: &Range<u64>,
+        priority: Priority,
+    ) -> Option<Claim> {
+        self.claims.claim(object, range, priority)
     }
 
     fn append(&self, state: &mut State, id: &ChunkId, frame: &[u8]) -> io::Result<()> {

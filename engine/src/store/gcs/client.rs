@@ -177,7 +177,7 @@ impl Client {
             policy: options.retry.clone(),
             counters: Counters::default(),
             latencies: Latencies::default(),
-            downloads: Arc::new(Pace::new(options.reads_at_once)),
+            downloads: Arc::new(Pace::new(options.reads_at_once, options.read_len)),
             removes_sources: OnceCell::new(),
         })
     }

@@ -69,7 +69,7 @@ pub(super) async fn read(
     let mut partial = None;
     loop {
         let before = received(&partial);
-        let turn = client.downloads.turn().await;
+        let turn = client.downloads.turn(len).await;
         let attempted = attempt(client, object, range, generation, &mut partial).await;
         match &attempted {
             Ok(()) => turn.went_well(),
