@@ -318,7 +318,8 @@ fn a_file_that_shrinks_under_the_gofer_is_an_error() {
     let pages = sentry.open("pages.img", READ).unwrap();
     sentry.register(&pages, &memory).unwrap();
     memory.file.set_len(1 << 20).unwrap();
-    let answer = pages.submit(&[Submission::new(0, 0, 0, &[(0, 2 << 20)])], 1);
+    let across = (1 << 19, (1 << 19) + (1 << 20));
+    let answer = pages.submit(&[Submission::new(0, 0, 0, &[across])], 1);
     assert_eq!(answer.unwrap().completions, [(0, 0, EFAULT)]);
     assert_eq!(memory.bytes().len(), 1 << 20, "it was not made longer");
     let answer = pages.submit(&[Submission::new(0, 0, 0, &[(0, 1 << 20)])], 1);

@@ -430,3 +430,49 @@ fn a_pod_goes_on_when_it_is_captured_and_is_committed_behind_it() {
     assert_checkpoint(&store, "web-2");
     pod.wait_for_count(reached + 3);
 }
+
+#[test]
+fn what_a_pod_waits_for_is_learned_and_what_the_node_has_is_not_fetched_again() {
+    let (Some(mut node), Some(bundle)) = (Node::new(), support::bundle("model")) else {
+        return;
+    };
+    let server = bucket();
+    node.set_env("STORAGE_EMULATOR_HOST", &server.url());
+    let mut options = in_bucket("web-1");
+    options["cache"] = json!(node.text("cache"));
+    let image = node.image("image", &options);
+    let mut pod = node.start_bundle("first", &bundle, &["run"]);
+    pod.wait_for_count(3);
+    let reached = pod.count();
+    pod.checkpoint_ok(&image, &[]);
+    pod.wait_for_end();
+    drop(pod);
+    let learned = || {
+        server
+            .object(BUCKET, "tenant/store/web-1/working-set")
+            .is_some()
+    };
+    let reads_of_packs = || {
+        let entries = server.log().entries;
+        let packs = entries
+            .iter()
+            .filter(|e| format!("{e:?}").contains("pack-"));
+        packs.count()
+    };
+    let image = image.to_str().unwrap();
+    let args = ["restore", "--image-path", image, "--background"];
+    // So slow that the pod has to wait for pages.
+    server.configure(|config| config.link.total_bytes_per_s = 40_000_000);
+    server.clear_log();
+    let mut pod = node.start_bundle("second", &bundle, &args);
+    pod.assert_resumed_after(reached);
+    wait_until("the end of the gofer", || node.gofers().is_empty());
+    assert!(reads_of_packs() > 0);
+    assert!(learned(), "{}", node.log());
+    drop(pod);
+    server.clear_log();
+    let mut pod = node.start_bundle("third", &bundle, &args);
+    pod.assert_resumed_after(reached);
+    wait_until("the end of the gofer", || node.gofers().is_empty());
+    assert_eq!(reads_of_packs(), 0);
+}

@@ -31,7 +31,7 @@ const PAGES_LIMITS: Limits = Limits {
     max_io_bytes: 1 << 20,
     // Every page may go to a place of its own.
     max_ranges: 256,
-    max_parallel: 64,
+    max_parallel: 32,
 };
 
 /// For the other files, which the sentry reads through a buffer of 8 MiB.
@@ -40,6 +40,9 @@ const OTHER_LIMITS: Limits = Limits {
     max_ranges: 1,
     max_parallel: 8,
 };
+
+/// How long filling gives way to what an earlier restore waited for.
+const HEAD_START: Duration = Duration::from_secs(1);
 
 /// Most time that keeping what was learned may take once the sandbox needs nothing more.
 const LEARNING_TIME: Duration = Duration::from_secs(20);
@@ -51,7 +54,7 @@ pub struct Restoring {
     snapshot: SnapshotId,
     kind: Kind,
     cancel: CancellationToken,
-    pace: Pace,
+    pace: Arc<Pace>,
     state: Mutex<State>,
 }
 
@@ -89,7 +92,7 @@ impl Restoring {
             snapshot,
             kind,
             cancel,
-            pace: Pace::default(),
+            pace: Arc::default(),
             state: Mutex::default(),
         })
     }
@@ -143,15 +146,22 @@ impl Restoring {
         Ok(Opened::Snapshot(Arc::new(snapshot.record())))
     }
 
-    /// Fetches ahead what an earlier restore waited for.
+    /// Fetches ahead what an earlier restore waited for, at first as if somebody waited for it again.
     fn replay(&self, snapshot: Snapshot) {
-        let cancel = self.cancel.clone();
+        let (cancel, pace) = (self.cancel.clone(), self.pace.clone());
         self.runtime.spawn(async move {
             let replayed = async {
-                match snapshot.working_set().await? {
-                    Some(learned) => learned.prefetch(&[]).await,
-                    None => Ok(()),
+                let Some(learned) = snapshot.working_set().await? else {
+                    return Ok(());
+                };
+                let replay = learned.prefetch(&[]);
+                tokio::pin!(replay);
+                let urgent = pace.hurry();
+                if let Ok(replayed) = tokio::time::timeout(HEAD_START, &mut replay).await {
+                    return replayed;
                 }
+                drop(urgent);
+                replay.await
             };
             tokio::select! {
                 () = cancel.cancelled() => {}
