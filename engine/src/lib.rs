@@ -19,6 +19,7 @@ mod frames;
 pub mod gvisor;
 mod heads;
 pub mod inspect;
+mod key_file;
 mod lazy;
 mod lease;
 mod metadata;
@@ -34,6 +35,7 @@ pub mod store;
 pub mod tree;
 pub mod userfault;
 pub mod verify;
+mod wait;
 
 use std::sync::{Arc, OnceLock};
 
@@ -41,6 +43,7 @@ pub use catalog::{Listed, RemoveStats};
 pub use error::{Error, ErrorKind, Result};
 pub use export::ExportStats;
 pub use heads::Head;
+pub use key_file::read_key;
 pub use lazy::{CacheOptions, Recording, Run, SectionReader, WorkingSet};
 pub use metadata::Metadata;
 pub use mount::{Mount, MountOptions};

@@ -15,6 +15,7 @@ mod rm;
 mod save;
 mod serve_uffd;
 mod verify;
+mod wait;
 
 use clap::Subcommand;
 
@@ -27,6 +28,7 @@ pub enum Command {
     Mount(mount::Args),
     ServeUffd(serve_uffd::Args),
     Verify(verify::Args),
+    Wait(wait::Args),
     Inspect(inspect::Args),
     Diff(diff::Args),
     Ls(ls::Args),
@@ -49,6 +51,7 @@ pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
         Command::Mount(args) => mount::run(args, context).await,
         Command::ServeUffd(args) => serve_uffd::run(args, context).await,
         Command::Verify(args) => verify::run(args, context).await,
+        Command::Wait(args) => wait::run(args, context).await,
         Command::Inspect(args) => inspect::run(args, context).await,
         Command::Diff(args) => diff::run(args, context).await,
         Command::Ls(args) => ls::run(args, context).await,

@@ -1,0 +1,56 @@
+//! The files of an image, by the names that the sentry opens them by, and the sections that they become.
+
+use podsnap_engine::{Role, gvisor};
+
+/// The sandbox's threads, open files and whatever else is not memory.
+pub const CHECKPOINT: &str = "checkpoint.img";
+
+/// What a file system's checkpoint has in its place: which file systems there are.
+pub const FS_MANIFEST: &str = "fscheckpoint.pb";
+
+/// The trees of files of a file system's checkpoint.
+pub const MULTI_TAR: &str = "multitar.img";
+
+/// What belongs where in the memory.
+pub const PAGES_META: &str = "pages_meta.img";
+
+/// The memory.
+pub const PAGES: &str = "pages.img";
+
+/// What an image is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A whole sandbox.
+    Sandbox,
+    /// The contents of its file systems.
+    FileSystem,
+}
+
+impl Kind {
+    /// The files of such an image.
+    fn files(self) -> &'static [&'static str] {
+        match self {
+            Self::Sandbox => &[CHECKPOINT, PAGES_META, PAGES],
+            Self::FileSystem => &[FS_MANIFEST, MULTI_TAR, PAGES_META, PAGES],
+        }
+    }
+
+    /// The file that makes it one.
+    pub fn first(self) -> &'static str {
+        self.files()[0]
+    }
+
+    /// A file of such an image, by its name.
+    pub fn file(self, name: &str) -> Result<&'static str, String> {
+        let file = self.files().iter().find(|file| **file == name);
+        file.copied().ok_or_else(|| match self {
+            Self::Sandbox => format!("{name:?} is no file of a checkpoint"),
+            Self::FileSystem => format!("{name:?} is no file of a file system's checkpoint"),
+        })
+    }
+}
+
+/// Role and name of the section that a file becomes.
+pub fn section(file: &str) -> (Role, &'static str) {
+    gvisor::section_of(file).expect("files of an image have sections")
+}
