@@ -94,12 +94,6 @@
 //! [`Store::remove`] refuses to remove a snapshot from which others borrow. Bases are of the same store always: nothing is ever shared
 //! between two paths of a bucket, so a path is a tenant.
 //!
-//! # Before the bytes are here
-//!
-//! A [`SectionReader`] reads any range of a section, fetching only what it touches. On top of it a snapshot is a read-only file system
-//! ([`Snapshot::mount`]), and a section of memory is served a page at a time ([`userfault`]): as [memory of this process](userfault::MappedSection), to
-//! [another process](userfault::MemoryServer) or a [VMM](userfault::firecracker), or as a [memfd](userfault::SharedMemory) whose clean pages many clones share.
-//!
 //! # Progress, and cancelling
 //!
 //! Every long operation takes a [`Progress`], whose clones may be looked at from other tasks and threads, and a [`CancellationToken`]. An

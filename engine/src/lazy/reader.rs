@@ -193,7 +193,8 @@ impl SectionReader {
 
     /// Loads the extent maps, as many as are kept: what is read for the first time then takes one round trip less.
     pub(crate) async fn load_maps(&self) {
-        self.maps.load_ahead(&[0..self.len()]).await;
+        let all = 0..self.len();
+        self.maps.load_ahead(std::slice::from_ref(&all)).await;
     }
 
     pub(super) fn maps(&self) -> &Maps {
