@@ -181,8 +181,9 @@ impl Restoring {
         let Some(Ok(Opened::Snapshot(recording))) = opened.filter(|_| faulted) else {
             return;
         };
+        let _entered = self.runtime.enter();
         let storing = tokio::time::timeout(LEARNING_TIME, recording.store(false));
-        match self.runtime.block_on(async { storing.await }) {
+        match self.runtime.block_on(storing) {
             Ok(Ok(stored)) => tracing::debug!(stored, "learned what the sandbox waited for"),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "what the sandbox waited for cannot be kept for the next restore");
