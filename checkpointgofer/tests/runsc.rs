@@ -223,12 +223,16 @@ fn a_gofer_that_is_killed_in_a_save_leaves_nothing_to_see() {
     let server = bucket();
     server.configure(|config| config.link.total_bytes_per_s = 300_000);
     node.set_env("STORAGE_EMULATOR_HOST", &server.url());
+    node.set_env("PODSNAP_LOG", "checkpointgofer=debug");
     let image = node.image("image", &in_bucket("web-1"));
     let mut pod = node.start("first", &["run"]);
     pod.wait_for_count(3);
     let output = std::thread::scope(|scope| {
         scope.spawn(|| {
-            wait_until("a lease", || !server.objects(BUCKET).is_empty());
+            // Not before all three files are open: this runsc does not survive that its third file cannot be opened.
+            wait_until("the memory", || {
+                node.log().matches("RegisterClientFile").count() >= 3
+            });
             node.kill_gofer();
         });
         pod.checkpoint(&image, &["-leave-running"])

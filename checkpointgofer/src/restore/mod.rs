@@ -181,7 +181,8 @@ impl Restoring {
         let Some(Ok(Opened::Snapshot(recording))) = opened.filter(|_| faulted) else {
             return;
         };
-        let storing = async { tokio::time::timeout(LEARNING_TIME, recording.store(false)).await };
+        let _entered = self.runtime.enter();
+        let storing = tokio::time::timeout(LEARNING_TIME, recording.store(false));
         match self.runtime.block_on(storing) {
             Ok(Ok(stored)) => tracing::debug!(stored, "learned what the sandbox waited for"),
             Ok(Err(error)) => {

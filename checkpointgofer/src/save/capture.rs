@@ -282,7 +282,7 @@ mod tests {
             id: 3,
             offset: 0,
             file: 0,
-            ranges: std::iter::once(0..200).collect(),
+            ranges: vec![0..100, 100..200],
             len: 200,
         };
         let part = capture.begin(submission, guest, completions);
