@@ -84,13 +84,6 @@ pub(super) struct Space {
     pub installed: AtomicU64,
 }
 
-impl News {
-    /// Whether there is nothing to be done.
-    pub fn is_empty(&self) -> bool {
-        self.faults.is_empty() && self.children.is_empty()
-    }
-}
-
 impl Space {
     pub fn new(descriptor: Arc<Descriptor>, table: Table, is_child: bool) -> Self {
         Self {
