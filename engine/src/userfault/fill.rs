@@ -16,7 +16,7 @@ use super::{
 use crate::{error::Result, lazy::SectionReader};
 
 /// Bytes decoded and installed at once, so that they are still in the processor's cache, and that faults are not held up.
-const PIECE: u64 = 64 << 10;
+const PIECE: u64 = 256 << 10;
 
 /// Bytes fetched by one request, and how many steps are fetched ahead of what is installed: a distant store gives what a node can take to many streams only,
 /// and what is fetched ahead must find room in memory.
