@@ -58,9 +58,12 @@ impl LocalBackend {
         work: impl FnOnce(&Self, &Path) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
         let (this, path) = (self.clone(), self.path(name));
-        let result = spawn_blocking(move || work(&this, &path))
-            .await
-            .expect("file-system calls do not panic");
+        let result = match spawn_blocking(move || work(&this, &path)).await {
+            Ok(result) => result,
+            Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+            // The runtime ends, and with it whatever somebody still does in the background.
+            Err(_) => return Err(Error::interrupted()),
+        };
         result.map_err(|e| convert(name, &self.path(name), e))
     }
 }
