@@ -521,7 +521,7 @@ async fn sockets_are_few_however_many_reads_are_allowed() {
 /// A pod that holds its model, saved twice: what a bucket bills for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_save_makes_few_requests() {
-    let images = support::tool::cache().join("images");
+    let images = support::provisioned::cache().join("images");
     if !images.join("R2/pages.img").exists() {
         return skipped("the images R and R2 are not there (tests/provision.sh)");
     }

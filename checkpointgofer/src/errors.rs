@@ -1,5 +1,7 @@
 //! Errors of the engine as the sentry can be told of them: a number in an answer, a text in a reply.
 
+use std::io;
+
 use podsnap_engine::{Error, ErrorKind};
 use rustix::io::Errno;
 
@@ -14,5 +16,13 @@ pub fn errno(error: &Error) -> Errno {
         ErrorKind::Damaged => Errno::BADMSG,
         ErrorKind::Interrupted => Errno::CANCELED,
         _ => Errno::IO,
+    }
+}
+
+/// The number for memory of the sandbox that cannot be taken, or not be kept: it may have been cut off.
+pub fn io_errno(error: &io::Error) -> Errno {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => Errno::FAULT,
+        _ => Errno::from_io_error(error).unwrap_or(Errno::IO),
     }
 }

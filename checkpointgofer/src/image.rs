@@ -1,21 +1,11 @@
 //! The files of an image, by the names that the sentry opens them by, and the sections that they become.
 
-use podsnap_engine::{Role, gvisor};
+use podsnap_engine::{
+    Role,
+    gvisor::{self, FS_MANIFEST, MULTI_TAR, PAGES_META},
+};
 
-/// The sandbox's threads, open files and whatever else is not memory.
-pub const CHECKPOINT: &str = "checkpoint.img";
-
-/// What a file system's checkpoint has in its place: which file systems there are.
-pub const FS_MANIFEST: &str = "fscheckpoint.pb";
-
-/// The trees of files of a file system's checkpoint.
-pub const MULTI_TAR: &str = "multitar.img";
-
-/// What belongs where in the memory.
-pub const PAGES_META: &str = "pages_meta.img";
-
-/// The memory.
-pub const PAGES: &str = "pages.img";
+pub use podsnap_engine::gvisor::{CHECKPOINT, PAGES};
 
 /// What an image is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

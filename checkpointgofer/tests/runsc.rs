@@ -2,7 +2,10 @@
 
 mod support;
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use podsnap_engine::{
     CancellationToken, ErrorKind, OpenOptions, Progress, Snapshot, Store, VerifyOptions,
@@ -19,6 +22,12 @@ fn bucket() -> GcsServer {
     config.rules.mutations_per_second = 0.0;
     config.rules.md5 = false;
     GcsServer::start(config).expect("a server on loopback")
+}
+
+/// The image path of the checkpoint `web-1` in a local store.
+fn local_image(node: &Node) -> PathBuf {
+    let options = json!({ "store": node.text("store"), "object_prefix": "web-1/" });
+    node.image("image", &options)
 }
 
 /// Options as they are for Google's gofer.
@@ -73,8 +82,7 @@ fn a_pod_goes_on_from_a_local_store() {
     let Some(node) = Node::new() else {
         return;
     };
-    let options = json!({ "store": node.text("store"), "object_prefix": "web-1/" });
-    let image = node.image("image", &options);
+    let image = local_image(&node);
     let mut pod = node.start("first", &["run"]);
     pod.wait_for_count(3);
     let reached = pod.count();
@@ -130,8 +138,7 @@ fn a_checkpoint_that_gvisor_compresses_is_one_file() {
     let Some(node) = Node::new() else {
         return;
     };
-    let options = json!({ "store": node.text("store"), "object_prefix": "web-1/" });
-    let image = node.image("image", &options);
+    let image = local_image(&node);
     let mut pod = node.start("first", &["run"]);
     pod.wait_for_count(3);
     let reached = pod.count();
@@ -151,8 +158,7 @@ fn what_cannot_be_saved_is_said_and_the_pod_goes_on() {
     let Some(node) = Node::new() else {
         return;
     };
-    let options = json!({ "store": node.text("store"), "object_prefix": "web-1/" });
-    let image = node.image("image", &options);
+    let image = local_image(&node);
     let mut pod = node.start("first", &["run"]);
     pod.wait_for_count(3);
     pod.checkpoint_ok(&image, &["-leave-running"]);

@@ -53,16 +53,25 @@ use crate::{
     source::Input,
 };
 
-/// The file that makes a directory an image.
-const CHECKPOINT: &str = "checkpoint.img";
+/// The file that makes a directory an image: the sandbox's threads, open files and whatever else is not memory.
+pub const CHECKPOINT: &str = "checkpoint.img";
 
-/// The file that makes a directory the image of a file system.
-const FS_MANIFEST: &str = "fscheckpoint.pb";
+/// The file that makes a directory the image of file systems: which there are.
+pub const FS_MANIFEST: &str = "fscheckpoint.pb";
+
+/// The trees of files of such an image.
+pub const MULTI_TAR: &str = "multitar.img";
+
+/// What belongs where in the memory.
+pub const PAGES_META: &str = "pages_meta.img";
+
+/// The memory.
+pub const PAGES: &str = "pages.img";
 
 const MAGIC: &[u8; 8] = b"gVisorSF";
 
 /// Longest description gVisor itself reads, in bytes.
-const MAX_METADATA_LEN: u64 = 16 << 20;
+pub const MAX_METADATA_LEN: u64 = 16 << 20;
 
 /// Name of the kernel section: nothing tells it apart, a pod has one.
 const KERNEL: (Role, &str) = (Role::Kernel, "");
@@ -71,14 +80,14 @@ const KERNEL: (Role, &str) = (Role::Kernel, "");
 const FILES: [(&str, (Role, &str)); 5] = [
     (CHECKPOINT, KERNEL),
     (FS_MANIFEST, (Role::Other, "fscheckpoint")),
-    ("multitar.img", (Role::Other, "multitar")),
-    ("pages_meta.img", (Role::Memory, "pages_meta")),
-    ("pages.img", (Role::Memory, "")),
+    (MULTI_TAR, (Role::Other, "multitar")),
+    (PAGES_META, (Role::Memory, "pages_meta")),
+    (PAGES, (Role::Memory, "")),
 ];
 
 /// Whether `dir` looks like an image directory.
 pub fn is_image(dir: &Path) -> bool {
-    let file_system = [FS_MANIFEST, "multitar.img"];
+    let file_system = [FS_MANIFEST, MULTI_TAR];
     has_checkpoint(dir) || file_system.iter().all(|file| dir.join(file).is_file())
 }
 

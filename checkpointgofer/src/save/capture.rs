@@ -16,12 +16,10 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use rustix::{
-    fs::{FallocateFlags, fallocate},
-    io::Errno,
-};
+use rustix::fs::{FallocateFlags, fallocate};
 
 use crate::{
+    errors,
     guest::GuestFile,
     request::{Completion, Stopped, Submission},
 };
@@ -134,14 +132,10 @@ impl Kept {
             },
             Err(error) => {
                 tracing::error!(%error, "the sandbox's memory cannot be captured");
-                let errno = match error.kind() {
-                    io::ErrorKind::UnexpectedEof => Errno::FAULT,
-                    _ => Errno::from_io_error(error).unwrap_or(Errno::IO),
-                };
                 Completion {
                     id,
                     n: 0,
-                    stopped: Some(Stopped::Error(errno)),
+                    stopped: Some(Stopped::Error(errors::io_errno(error))),
                 }
             }
         };
@@ -219,6 +213,8 @@ impl Drop for Captured {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
 
     fn guest(bytes: &[u8]) -> Arc<GuestFile> {

@@ -16,6 +16,7 @@ use super::{
     stream::{Part, StreamEnds},
 };
 use crate::{
+    errors,
     guest::GuestFile,
     request::{Completion, Stopped, Submission},
     serve::Backing,
@@ -109,7 +110,7 @@ impl Backing for WrittenFile {
                 if let Err(error) = &written {
                     tracing::error!(file = name, %error, "cannot keep what the sandbox writes");
                 }
-                let stopped = written.err().map(|e| Stopped::Error(errno_of(&e)));
+                let stopped = written.err().map(|e| Stopped::Error(errors::io_errno(&e)));
                 let n = if stopped.is_none() { n } else { 0 };
                 aside.completed.push(Completion { id, n, stopped });
             }
@@ -179,11 +180,4 @@ fn copy(submission: &Submission, file: &GuestFile, to: &mut impl Write) -> io::R
         to.write_all(&buffer)?;
     }
     Ok(())
-}
-
-fn errno_of(error: &io::Error) -> Errno {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => Errno::FAULT,
-        _ => Errno::from_io_error(error).unwrap_or(Errno::IO),
-    }
 }

@@ -1,10 +1,9 @@
 //! The first bytes of `checkpoint.img`, which say what the checkpoint is of, kept while the file goes by.
 
+use podsnap_engine::gvisor::MAX_METADATA_LEN;
+
 /// Bytes before the description: the magic and its length.
 const FIXED_LEN: usize = 16;
-
-/// Longest description that gVisor reads itself.
-const MAX_DESCRIPTION_LEN: u64 = 16 << 20;
 
 /// The beginning of a file, as far as its description goes.
 #[derive(Debug, Default)]
@@ -27,7 +26,7 @@ impl Head {
             return FIXED_LEN;
         };
         let len = u64::from_be_bytes(len.try_into().expect("eight bytes"));
-        FIXED_LEN + len.min(MAX_DESCRIPTION_LEN) as usize
+        FIXED_LEN + len.min(MAX_METADATA_LEN) as usize
     }
 
     /// What was taken.

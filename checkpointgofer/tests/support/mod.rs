@@ -1,17 +1,20 @@
 //! A node with a real runsc that starts our gofer: pods of it are started, checkpointed and restored.
 #![allow(dead_code)]
 
+#[path = "../../../tests/support/provisioned.rs"]
+mod provisioned;
 pub mod sentry;
 
 use std::{
     fs::{self, File},
-    io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
+pub use provisioned::skipped;
+use provisioned::{cache, provisioned};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -21,30 +24,10 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 const GOFER: &str = env!("CARGO_BIN_EXE_checkpointgofer");
 
-/// Says why a test checked nothing. `./test` shows these lines at its end.
-pub fn skipped(why: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
-}
-
-fn cache() -> PathBuf {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
-    set("PODSNAP_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("podsnap")))
-        .unwrap_or_else(|| set("HOME").unwrap_or_default().join(".cache/podsnap"))
-}
-
 /// The bundle of a reference pod, if it is there; says so if not.
 pub fn bundle(pod: &str) -> Option<PathBuf> {
-    let bundle = cache().join("pod").join(pod);
-    let there = bundle.join("config.json").exists();
-    if !there {
-        skipped(&format!("pod/{pod}: tests/provision.sh has not made it"));
-    }
-    there.then_some(bundle)
+    let config = provisioned(&format!("pod/{pod}/config.json"))?;
+    config.parent().map(Path::to_owned)
 }
 
 /// Waits until something is so, or fails.

@@ -205,11 +205,8 @@ impl Snapshot {
         progress: &Progress,
         cancel: &CancellationToken,
     ) -> Result<u64> {
-        let section = |(role, name)| {
-            let found = self
-                .sections()
-                .iter()
-                .position(|s| s.role == role && s.name == name);
+        let section = |(role, name): (_, &str)| {
+            let found = self.find_section(role, name).ok();
             found.filter(|number| super::file_name(&self.sections()[*number]).is_some())
         };
         let files = FILES.into_iter().rev();

@@ -110,7 +110,10 @@ pub(super) async fn prefetch(reader: &SectionReader, ranges: &[Range<u64>]) -> R
         memory: Memory::Once(shared.ahead_len),
         disk_len: disk_room(shared),
     };
-    Fetching::new(reader.snapshot(), room).all(ranges).await
+    Fetching::new(reader.snapshot(), room)
+        .await
+        .all(ranges)
+        .await
 }
 
 /// Fetches ranges of sections of one snapshot, not further ahead than there is room for: that may take as long as they are in use.
@@ -122,7 +125,7 @@ pub(super) async fn replay(
         memory: Memory::AsUsed,
         disk_len: disk_room(&snapshot.shared),
     };
-    Fetching::new(snapshot, room).all(ranges).await
+    Fetching::new(snapshot, room).await.all(ranges).await
 }
 
 fn disk_room(shared: &Shared) -> u64 {
@@ -172,9 +175,12 @@ struct Window {
 }
 
 impl<'a> Fetching<'a> {
-    fn new(snapshot: &'a Snapshot, room: Room) -> Self {
-        if let Some(cache) = cache(&snapshot.shared) {
-            cache.refresh();
+    async fn new(snapshot: &'a Snapshot, room: Room) -> Self {
+        if cache(&snapshot.shared).is_some() {
+            let shared = snapshot.shared.clone();
+            let refresh = move || cache(&shared).into_iter().for_each(NodeCache::refresh);
+            // It only says what is there already, so it may fail.
+            let _ = tokio::task::spawn_blocking(refresh).await;
         }
         Self {
             snapshot,
