@@ -218,6 +218,26 @@ async fn packs_of_more_parts_than_one_compose_takes_are_joined_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_bytes_of_a_pack_do_not_wait_for_the_pack_before_it() {
+    let server = server();
+    let store = agent(&server);
+    // One pack of some 30 MiB, and a little more.
+    let bytes = noise(11, 34 << 20);
+    server.add_fault(Fault::new(FaultKind::Stall { ms: 1500 }).on(&[Operation::Compose]));
+    save_one(&store, "a", &bytes, SaveOptions::default()).await;
+    let log = server.log();
+    let composed: Vec<_> = log.of(Operation::Compose);
+    let first = composed.iter().find(|e| e.name.ends_with("-0")).unwrap();
+    let mut parts = log.entries.iter().filter(|e| is_part(&e.name));
+    let last = parts
+        .rfind(|e| e.name.contains("-1.") && e.bytes_in > 0)
+        .unwrap();
+    let composed_at = first.at_ms + first.took_ms;
+    assert!(last.at_ms < composed_at, "{} not {}", last.at_ms, composed_at);
+    assert_bytes(&restored(&store, "a").await[0], &bytes, "a");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_kind_of_fault_is_survived() {
     let (rounds, sections) = if std::env::var_os("PODSNAP_LONG_TESTS").is_some() {
         (100, 3 << 20)
