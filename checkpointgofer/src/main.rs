@@ -22,6 +22,9 @@ use tokio::runtime::Handle;
 /// The exit code for arguments that make no sense.
 const USAGE: u8 = 2;
 
+/// What `nice` calls 19.
+const LOWEST_PRIORITY: i32 = 19;
+
 fn main() -> ExitCode {
     let args = match Arguments::parse(std::env::args_os().skip(1)) {
         Ok(args) => args,
@@ -57,14 +60,21 @@ fn main() -> ExitCode {
 
 fn run(args: &Arguments) -> Result<(), String> {
     let socket = Socket::new(take(args.socket)?);
+    let options = read_options(take(args.options)?.into());
+    let gives_way = options.as_ref().is_ok_and(Options::is_captured);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("gofer-io")
+        .on_thread_start(move || {
+            if gives_way {
+                give_way();
+            }
+        })
         .enable_all()
         .build()
         .map_err(|e| format!("cannot start threads: {e}"))?;
     let entered = runtime.enter();
-    let ended = match prepare(args) {
+    let ended = match options.and_then(|options| prepare(args.task, &options)) {
         Ok(prepared) => carry_out(args.task, prepared, runtime.handle(), socket),
         // Said to the sandbox, it comes before whoever runs it.
         Err(why) => {
@@ -86,14 +96,13 @@ struct Prepared {
     capture: Option<CaptureOptions>,
 }
 
-fn prepare(args: &Arguments) -> Result<Prepared, String> {
-    let options = read_options(take(args.options)?.into())?;
+fn prepare(task: Task, options: &Options) -> Result<Prepared, String> {
     let prepare = || {
         let place = options.place()?;
         for key in options.unknown() {
             tracing::warn!(key, "gcs_opts.json has a key that means nothing");
         }
-        tracing::info!(task = ?args.task, store = place.store, snapshot = %place.snapshot, "started");
+        tracing::info!(?task, store = place.store, snapshot = %place.snapshot, "started");
         Ok(Prepared {
             store: options.open(&place)?,
             snapshot: place.snapshot,
@@ -142,6 +151,14 @@ fn serve(socket: Socket, files: &dyn Files, hang_up: impl FnOnce()) {
     tracing::debug!("the sandbox has closed the socket");
     hang_up();
     drop(server);
+}
+
+/// The calling thread, and those that it will start, take the processor only where nobody else wants it: a save that the sandbox does not wait for must
+/// hold up neither what the sandbox does wait for nor, behind it, what runs in the sandbox.
+fn give_way() {
+    if let Err(error) = rustix::process::setpriority_process(None, LOWEST_PRIORITY) {
+        tracing::warn!(%error, "the save competes with the sandbox for processors");
+    }
 }
 
 fn read_options(file: File) -> Result<Options, String> {

@@ -125,6 +125,11 @@ impl Options {
         })
     }
 
+    /// Whether the sandbox is to go on before its snapshot is durable.
+    pub fn is_captured(&self) -> bool {
+        self.acknowledge.as_deref() == Some("captured")
+    }
+
     /// Whether the sandbox goes on as soon as it is captured, and where that is kept.
     pub fn capture(&self) -> Result<Option<CaptureOptions>> {
         match self.acknowledge.as_deref() {

@@ -6,7 +6,11 @@ use std::{fs, path::Path};
 
 use podsnap_engine::{ErrorKind, Store};
 use serde_json::{Value, json};
-use support::sentry::{Memory, READ, Sentry, Submission, WRITE};
+use support::{
+    Noise,
+    sentry::{Memory, READ, Sentry, Submission, WRITE},
+};
+use tempfile::TempDir;
 
 const EINVAL: i32 = 22;
 const EFAULT: i32 = 14;
@@ -24,18 +28,6 @@ fn checkpoint() -> Vec<u8> {
     let description = br#"{"compression":"none","runsc_version":"test"}"#;
     let len = (description.len() as u64).to_be_bytes();
     [b"gVisorSF", &len[..], description, b"threads and files"].concat()
-}
-
-/// Bytes that nothing compresses.
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..len).map(|_| next()).collect()
 }
 
 /// Saves a checkpoint with this memory as a sentry does; whether it is committed.
@@ -69,6 +61,24 @@ fn save(dir: &Path, id: &str, checkpoint: &[u8], memory: &Memory) -> bool {
     committed == 0
 }
 
+/// Memory of `len` bytes that nothing compresses.
+fn noise(len: usize) -> Memory {
+    Memory::new(&support::noise(1, len))
+}
+
+/// A directory with a store that has the checkpoint `s` of so many bytes, these, and a sentry that restores it.
+fn restoring(len: usize) -> (TempDir, Memory, Sentry) {
+    let dir = tempfile::tempdir().unwrap();
+    let memory = noise(len);
+    assert!(save(dir.path(), "s", &checkpoint(), &memory));
+    let sentry = restore(dir.path());
+    (dir, memory, sentry)
+}
+
+fn restore(dir: &Path) -> Sentry {
+    Sentry::start(dir, RESTORE, &options(dir, "s"))
+}
+
 fn kind_of_opening(dir: &Path, id: &str) -> Option<ErrorKind> {
     let store = Store::open(dir.join("store").to_str().unwrap()).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -92,10 +102,10 @@ fn assert_nothing_left(dir: &Path, id: &str) {
 fn what_is_written_comes_back_at_any_offset_in_any_ranges() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let mut bytes = noise(9_000_001);
+    let mut bytes = support::noise(1, 9_000_001);
     bytes[1_000_000..3_000_000].fill(0);
     assert!(save(dir, "s", &checkpoint(), &Memory::new(&bytes)));
-    let sentry = Sentry::start(dir, RESTORE, &options(dir, "s"));
+    let sentry = restore(dir);
     let state = sentry.open("checkpoint.img", READ).unwrap();
     // Longer than the file, which is how the sentry finds its end.
     let memory = Memory::new(&[7; 4096]);
@@ -148,10 +158,10 @@ fn what_is_written_comes_back_at_any_offset_in_any_ranges() {
 #[test]
 fn a_checkpoint_that_is_none_is_not_committed() {
     let dir = tempfile::tempdir().unwrap();
-    let memory = Memory::new(&noise(100_000));
+    let memory = noise(100_000);
     assert!(!save(dir.path(), "s", b"", &memory));
     assert!(!save(dir.path(), "s", b"gVisorSF but no more", &memory));
-    assert!(!save(dir.path(), "s", &noise(5000), &memory));
+    assert!(!save(dir.path(), "s", &support::noise(2, 5000), &memory));
     assert_nothing_left(dir.path(), "s");
     assert!(save(dir.path(), "s", &checkpoint(), &memory));
 }
@@ -160,7 +170,7 @@ fn a_checkpoint_that_is_none_is_not_committed() {
 fn a_sentry_that_goes_away_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let memory = Memory::new(&noise(6 << 20));
+    let memory = noise(6 << 20);
     // A file is closed before it is whole, and the others are declared whole.
     let sentry = Sentry::start(dir, SAVE, &options(dir, "s"));
     let state = sentry.open("checkpoint.img", WRITE).unwrap();
@@ -218,11 +228,7 @@ fn violations(max_io_bytes: u32, max_ranges: u32, max_parallel: u32) -> Vec<Subm
 
 #[test]
 fn a_submission_that_is_not_sound_is_the_last() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    let memory = Memory::new(&noise(1 << 20));
-    assert!(save(dir, "s", &checkpoint(), &memory));
-    let reading = Sentry::start(dir, RESTORE, &options(dir, "s"));
+    let (_dir, memory, reading) = restoring(1 << 20);
     for number in 0.. {
         let pages = reading.open("pages.img", READ).unwrap();
         let limits = (pages.max_io_bytes, pages.max_ranges, pages.max_parallel);
@@ -262,7 +268,7 @@ fn a_submission_that_is_not_sound_is_the_last() {
 fn a_save_does_not_outlive_a_submission_that_is_not_sound() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let memory = Memory::new(&noise(1 << 20));
+    let memory = noise(1 << 20);
     for number in 0.. {
         let sentry = Sentry::start(dir, SAVE, &options(dir, "s"));
         let pages = sentry.open("pages.img", WRITE).unwrap();
@@ -284,11 +290,7 @@ fn a_save_does_not_outlive_a_submission_that_is_not_sound() {
 
 #[test]
 fn an_id_is_used_once_at_a_time_and_counts_are_bounded() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    let memory = Memory::new(&noise(1 << 20));
-    assert!(save(dir, "s", &checkpoint(), &memory));
-    let sentry = Sentry::start(dir, RESTORE, &options(dir, "s"));
+    let (_dir, memory, sentry) = restoring(1 << 20);
     let pages = sentry.open("pages.img", READ).unwrap();
     sentry.register(&pages, &memory).unwrap();
     let one = Submission::new(5, 0, 0, &[(0, 4096)]);
@@ -310,11 +312,7 @@ fn an_id_is_used_once_at_a_time_and_counts_are_bounded() {
 
 #[test]
 fn a_file_that_shrinks_under_the_gofer_is_an_error() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    let memory = Memory::new(&noise(4 << 20));
-    assert!(save(dir, "s", &checkpoint(), &memory));
-    let sentry = Sentry::start(dir, RESTORE, &options(dir, "s"));
+    let (dir, memory, sentry) = restoring(4 << 20);
     let pages = sentry.open("pages.img", READ).unwrap();
     sentry.register(&pages, &memory).unwrap();
     memory.file.set_len(1 << 20).unwrap();
@@ -325,7 +323,8 @@ fn a_file_that_shrinks_under_the_gofer_is_an_error() {
     let answer = pages.submit(&[Submission::new(0, 0, 0, &[(0, 1 << 20)])], 1);
     assert_eq!(answer.unwrap().completions, [(0, 1 << 20, 0)]);
     sentry.hang_up();
-    let memory = Memory::new(&noise(4 << 20));
+    let memory = noise(4 << 20);
+    let dir = dir.path();
     let sentry = Sentry::start(dir, SAVE, &options(dir, "t"));
     let pages = sentry.open("pages.img", WRITE).unwrap();
     sentry.register(&pages, &memory).unwrap();
@@ -338,11 +337,7 @@ fn a_file_that_shrinks_under_the_gofer_is_an_error() {
 
 #[test]
 fn what_is_no_memory_is_not_registered() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    let memory = Memory::new(&noise(1 << 20));
-    assert!(save(dir, "s", &checkpoint(), &memory));
-    let sentry = Sentry::start(dir, RESTORE, &options(dir, "s"));
+    let (dir, memory, sentry) = restoring(1 << 20);
     let pages = sentry.open("pages.img", READ).unwrap();
     let arg = |size: u64, writable: bool, settings: Value| json!({ "handle": pages.handle, "size": size, "writable": writable, "settings": settings });
     let (reader, _writer) = std::io::pipe().unwrap();
@@ -362,8 +357,8 @@ fn what_is_no_memory_is_not_registered() {
     register(arg(u64::MAX, true, Value::Null), &[&memory.file]);
     register(arg(size, false, Value::Null), &[&memory.file]);
     // Read-only, which the sentry's memory never is.
-    let path = dir.join("file");
-    fs::write(&path, noise(1 << 20)).unwrap();
+    let path = dir.path().join("file");
+    fs::write(&path, memory.bytes()).unwrap();
     register(
         arg(size, true, Value::Null),
         &[&fs::File::open(&path).unwrap()],
@@ -385,10 +380,7 @@ fn what_is_no_memory_is_not_registered() {
 
 #[test]
 fn calls_that_make_no_sense_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    assert!(save(dir, "s", &checkpoint(), &Memory::new(&noise(5000))));
-    let sentry = Sentry::start(dir, RESTORE, &options(dir, "s"));
+    let (dir, _memory, sentry) = restoring(5000);
     for (method, arg) in [
         ("Open", json!({ "path": "pages.img", "mode": WRITE })),
         ("Open", json!({ "path": "pages.img", "mode": 0 })),
@@ -421,26 +413,17 @@ fn calls_that_make_no_sense_are_refused() {
     assert!(sentry.receive().is_none());
     assert!(sentry.hang_up());
     // So does what never ends.
-    let sentry = Sentry::start(dir, RESTORE, &options(dir, "s"));
+    let sentry = restore(dir.path());
     sentry.send(b"{\"method\": \"", &[]);
     assert!(sentry.hang_up());
 }
 
 #[test]
 fn a_window_that_is_scribbled_on_harms_nobody() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path();
-    let memory = Memory::new(&noise(1 << 20));
-    assert!(save(dir, "s", &checkpoint(), &memory));
-    let mut sentry = Sentry::start(dir, RESTORE, &options(dir, "s"));
+    let (_dir, memory, mut sentry) = restoring(1 << 20);
     let guarded = Memory::new(&[7; 1 << 20]);
-    let mut random = 1_u64;
-    let mut word = move || {
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (random >> 32) as u32
-    };
+    let mut random = Noise(1);
+    let mut word = move || random.word() as u32;
     for round in 0..60 {
         let pages = sentry.open("pages.img", READ).unwrap();
         let target = Memory::new(&[7; 1 << 20]);

@@ -5,6 +5,7 @@ pub mod azure;
 pub mod backend;
 pub mod extents;
 pub mod mounting;
+pub mod noise;
 pub mod pages;
 pub mod provisioned;
 pub mod tool;
@@ -15,6 +16,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+pub use noise::{Noise, noise};
 pub use provisioned::skipped;
 
 use podsnap::{
@@ -23,35 +25,6 @@ use podsnap::{
     source::Source,
     verify::VerifyOptions,
 };
-
-/// A generator of bytes that nothing compresses (splitmix64).
-pub struct Noise(pub u64);
-
-impl Noise {
-    pub fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `end`.
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.word() % end as u64) as usize
-    }
-}
-
-/// `len` bytes of noise.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let mut noise = Noise(seed);
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        bytes.extend_from_slice(&noise.word().to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
 
 /// `len` bytes of text that codecs like.
 pub fn text(seed: u64, len: usize) -> Vec<u8> {

@@ -1,7 +1,8 @@
 //! Captured memory: copied out of the sandbox as fast as memory and disk allow, so that the sandbox goes on while the save still works on it.
 //!
-//! Several threads copy at once. What the save has not read yet is kept in memory up to a limit, beyond that in a file without a name, whose
-//! blocks are given back as they are read. However fast or slow the store is, the sandbox never waits for it.
+//! Several threads copy at once, into memory that was [prepared](super::buffers) where there is some. What the save has not read yet is kept in memory up
+//! to a limit, beyond that in a file without a name, whose blocks are given back as they are read. However fast or slow the store is, the sandbox never
+//! waits for it.
 
 use std::{
     fs::{self, File},
@@ -18,6 +19,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use rustix::fs::{FallocateFlags, fallocate};
 
+use super::buffers::Buffers;
 use crate::{
     errors,
     guest::GuestFile,
@@ -51,6 +53,7 @@ struct Job {
 
 /// What is kept for the save.
 struct Kept {
+    buffers: Arc<Buffers>,
     max_memory_len: u64,
     memory_len: AtomicU64,
     /// The file has no name, so that it is gone with this process.
@@ -76,9 +79,10 @@ enum Place {
 
 impl Capture {
     /// Starts the threads.
-    pub fn start(options: &CaptureOptions) -> io::Result<Self> {
+    pub fn start(options: &CaptureOptions, buffers: Arc<Buffers>) -> io::Result<Self> {
         fs::create_dir_all(&options.spill_dir)?;
         let kept = Arc::new(Kept {
+            buffers,
             max_memory_len: options.max_memory_len,
             memory_len: AtomicU64::new(0),
             spilled: tempfile::tempfile_in(&options.spill_dir)?,
@@ -90,7 +94,10 @@ impl Capture {
             let (coming, kept): (Receiver<Job>, _) = (coming.clone(), kept.clone());
             thread::Builder::new()
                 .name("gofer-capture".to_owned())
-                .spawn(move || coming.iter().for_each(|job| kept.run(job)))?;
+                .spawn(move || {
+                    let mut scratch = Vec::new();
+                    coming.iter().for_each(|job| kept.run(job, &mut scratch));
+                })?;
         }
         Ok(Self { jobs, kept })
     }
@@ -121,9 +128,9 @@ impl Capture {
 }
 
 impl Kept {
-    fn run(self: &Arc<Self>, job: Job) {
+    fn run(self: &Arc<Self>, job: Job, scratch: &mut Vec<u8>) {
         let (id, len) = (job.submission.id, job.submission.len);
-        let captured = self.capture(&job.submission, &job.file);
+        let captured = self.capture(&job.submission, &job.file, scratch);
         let completion = match &captured {
             Ok(_) => Completion {
                 id,
@@ -144,34 +151,53 @@ impl Kept {
         let _ = job.completions.send(completion);
     }
 
+    /// `scratch` is what bytes pass through on their way to the file.
     fn capture(
         self: &Arc<Self>,
         submission: &Submission,
         file: &GuestFile,
+        scratch: &mut Vec<u8>,
     ) -> io::Result<Captured> {
         let len = submission.len as usize;
-        let mut bytes = vec![0; len];
-        let mut rest = bytes.as_mut_slice();
-        for range in &submission.ranges {
-            let (now, later) = rest.split_at_mut((range.end - range.start) as usize);
-            file.read_at(now, range.start)?;
-            rest = later;
-        }
-        let before = self.memory_len.fetch_add(len as u64, Ordering::Relaxed);
-        let place = if before + len as u64 <= self.max_memory_len {
-            Place::Memory(bytes)
+        let place = if self.reserve(len as u64) {
+            Place::Memory(self.buffers.take(len))
         } else {
-            self.memory_len.fetch_sub(len as u64, Ordering::Relaxed);
+            scratch.resize(len, 0);
+            copy(submission, file, scratch)?;
             let offset = self.spilled_len.fetch_add(len as u64, Ordering::Relaxed);
-            self.spilled.write_all_at(&bytes, offset)?;
+            self.spilled.write_all_at(scratch, offset)?;
             Place::Spilled { offset, len }
         };
-        Ok(Captured {
+        let mut captured = Captured {
             kept: self.clone(),
             place,
             read: 0,
-        })
+        };
+        if let Place::Memory(bytes) = &mut captured.place {
+            copy(submission, file, bytes)?;
+        }
+        Ok(captured)
     }
+
+    /// Whether so much more may be kept in memory; it counts then.
+    fn reserve(&self, len: u64) -> bool {
+        let before = self.memory_len.fetch_add(len, Ordering::Relaxed);
+        let reserved = before + len <= self.max_memory_len;
+        if !reserved {
+            self.memory_len.fetch_sub(len, Ordering::Relaxed);
+        }
+        reserved
+    }
+}
+
+/// Fills `bytes` with the submission's.
+fn copy(submission: &Submission, file: &GuestFile, mut bytes: &mut [u8]) -> io::Result<()> {
+    for range in &submission.ranges {
+        let (now, later) = bytes.split_at_mut((range.end - range.start) as usize);
+        file.read_at(now, range.start)?;
+        bytes = later;
+    }
+    Ok(())
 }
 
 impl Read for Captured {
@@ -228,11 +254,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
         let guest = guest(&bytes);
-        let capture = Capture::start(&CaptureOptions {
+        let options = CaptureOptions {
             max_memory_len: 100_000,
             spill_dir: dir.path().join("spill"),
-        })
-        .unwrap();
+        };
+        let capture = Capture::start(&options, Arc::default()).unwrap();
         let (completions, completed) = unbounded();
         let parts: Vec<_> = (0..40)
             .map(|id| {
@@ -268,11 +294,11 @@ mod tests {
     fn what_cannot_be_read_is_no_capture() {
         let dir = tempfile::tempdir().unwrap();
         let guest = guest(&[1; 100]);
-        let capture = Capture::start(&CaptureOptions {
+        let options = CaptureOptions {
             max_memory_len: 0,
             spill_dir: dir.path().to_owned(),
-        })
-        .unwrap();
+        };
+        let capture = Capture::start(&options, Arc::default()).unwrap();
         let (completions, completed) = unbounded();
         let submission = Submission {
             id: 3,

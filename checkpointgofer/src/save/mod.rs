@@ -8,6 +8,7 @@
 //! If the sandbox is not to wait for the store, the last answer comes as soon as everything is [captured](capture), and the snapshot is committed
 //! behind it, whether the sandbox is still there or not.
 
+mod buffers;
 mod capture;
 mod file;
 mod head;
@@ -28,6 +29,7 @@ use tokio::{runtime::Handle, task::JoinHandle};
 
 pub use self::capture::CaptureOptions;
 use self::{
+    buffers::Buffers,
     capture::Capture,
     file::{Content, WrittenFile},
     stream::{GuestStream, StreamEnds},
@@ -66,6 +68,7 @@ struct Shared {
     options: SaveOptions,
     /// Set if the sandbox is not to wait for the store.
     capture: Option<CaptureOptions>,
+    buffers: Arc<Buffers>,
     state: Mutex<State>,
 }
 
@@ -97,7 +100,7 @@ enum Progress {
 }
 
 impl Saving {
-    /// Nothing is done before the sandbox opens the first file. With `capture` the sandbox waits until everything is captured, without until it is committed.
+    /// Nothing is asked of the store before the sandbox opens the first file. With `capture` the sandbox waits until everything is captured, without until it is committed.
     pub fn new(
         runtime: Handle,
         store: Store,
@@ -106,6 +109,10 @@ impl Saving {
         options: SaveOptions,
         capture: Option<CaptureOptions>,
     ) -> Self {
+        let buffers = Arc::new(Buffers::default());
+        if let Some(capture) = &capture {
+            buffers.prepare(capture.max_memory_len);
+        }
         Self(Arc::new(Shared {
             runtime,
             store,
@@ -113,6 +120,7 @@ impl Saving {
             kind,
             options,
             capture,
+            buffers,
             state: Mutex::default(),
         }))
     }
@@ -223,7 +231,9 @@ impl Shared {
             return None;
         }
         let (ends, stream) = GuestStream::new(name == image::CHECKPOINT);
-        let capture = self.capture.as_ref().map(Capture::start).transpose();
+        let capture = self.capture.as_ref();
+        let capture = capture.map(|options| Capture::start(options, self.buffers.clone()));
+        let capture = capture.transpose();
         let capture = capture.unwrap_or_else(|error| {
             tracing::warn!(%error, "nothing can be captured: the sandbox waits for the store");
             None

@@ -1,6 +1,8 @@
 //! A node with a real runsc that starts our gofer: pods of it are started, checkpointed and restored.
 #![allow(dead_code)]
 
+#[path = "../../../tests/support/noise.rs"]
+mod noise;
 #[path = "../../../tests/support/provisioned.rs"]
 mod provisioned;
 pub mod sentry;
@@ -13,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use noise::{Noise, noise};
 pub use provisioned::skipped;
 use provisioned::{cache, provisioned};
 use rustix::process::{Pid, Signal, kill_process};
