@@ -1,9 +1,9 @@
 //! Memory of the sandbox that the sentry registered: bytes are taken from it and put into it.
 //!
 //! It is a file of the sentry's, which may shrink it at any time, so that touching a mapping of it may end this process by SIGBUS. Nothing here ever
-//! touches one: bytes are read from the file, and written by the kernel into a mapping that exists for this only. The kernel finds pages missing
-//! and says so. Writing through the mapping rather than into the file lets many threads write at once (a file takes one writer at a
-//! time), and makes pages as large as the sentry wants them.
+//! touches one: bytes are read from the file, and written into it or, by the kernel, into a mapping that exists for this only. The kernel finds pages
+//! missing and says so. Writing into the file costs a third of the processor time, but a file takes one writer at a time and has small pages
+//! only; through the mapping many threads write at once, and pages are as large as the sentry wants them.
 
 use std::{
     fs::File,
@@ -14,7 +14,10 @@ use std::{
         unix::fs::FileExt,
     },
     ptr::{self, NonNull},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use nix::{
@@ -45,6 +48,10 @@ pub struct GuestFile {
     mapping: Option<Mapping>,
     /// The kernel cannot write into mappings, so files are written.
     no_mapping: AtomicBool,
+    /// The sentry wants huge pages somewhere, which only the mapping makes.
+    huge: AtomicBool,
+    /// Held by the thread that writes into the file.
+    writing: Mutex<()>,
 }
 
 impl GuestFile {
@@ -66,6 +73,8 @@ impl GuestFile {
             len,
             mapping: mapping.transpose()?,
             no_mapping: AtomicBool::new(false),
+            huge: AtomicBool::new(false),
+            writing: Mutex::new(()),
         })
     }
 
@@ -87,7 +96,12 @@ impl GuestFile {
     /// How large the pages in a range should be. Only for files that are written: the pages of others are there.
     pub fn advise(&self, range: &Range<u64>, pages: PageSize) -> io::Result<()> {
         match &self.mapping {
-            Some(mapping) => mapping.advise(range, pages),
+            Some(mapping) => {
+                if pages == PageSize::Huge {
+                    self.huge.store(true, Ordering::Relaxed);
+                }
+                mapping.advise(range, pages)
+            }
             None => Ok(()),
         }
     }
@@ -106,18 +120,30 @@ impl GuestFile {
                 bytes.len()
             )));
         }
-        match &self.mapping {
-            Some(mapping) if !self.no_mapping.load(Ordering::Relaxed) => {
-                match mapping.write_at(bytes, offset) {
-                    Err(e) if e.kind() == io::ErrorKind::Unsupported => {
-                        self.no_mapping.store(true, Ordering::Relaxed);
-                        self.file.write_all_at(bytes, offset)
-                    }
-                    written => written,
-                }
-            }
-            _ => self.file.write_all_at(bytes, offset),
+        let mapping = match &self.mapping {
+            Some(mapping) if !self.no_mapping.load(Ordering::Relaxed) => mapping,
+            _ => return self.write_into_file(bytes, offset),
+        };
+        if !self.huge.load(Ordering::Relaxed)
+            && let Ok(_alone) = self.writing.try_lock()
+        {
+            return self.write_into_file(bytes, offset);
         }
+        match mapping.write_at(bytes, offset) {
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => {
+                self.no_mapping.store(true, Ordering::Relaxed);
+                self.write_into_file(bytes, offset)
+            }
+            written => written,
+        }
+    }
+
+    /// Unless it was cut off: writing would make it longer again.
+    fn write_into_file(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if offset + bytes.len() as u64 > self.file.metadata()?.len() {
+            return Err(cut_off());
+        }
+        self.file.write_all_at(bytes, offset)
     }
 }
 
@@ -175,10 +201,7 @@ impl Mapping {
             };
             match process_vm_writev(Pid::this(), &[IoSlice::new(bytes)], &[remote]) {
                 Ok(0) | Err(Errno::EFAULT) => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the file was cut off under its mapping, or there is no memory for it",
-                    ));
+                    return Err(cut_off());
                 }
                 Ok(written) => {
                     bytes = &bytes[written..];
@@ -200,6 +223,13 @@ impl Drop for Mapping {
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok());
     }
+}
+
+fn cut_off() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the file was cut off, or there is no memory for it",
+    )
 }
 
 fn refused(what: String) -> io::Error {

@@ -4,7 +4,7 @@
 //! which, but what it fills with is as long as it may be, or goes on where the last one ended. Everything else is urgent, and so are all other
 //! files: it goes before the filling, here and in the store.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use rustix::io::Errno;
@@ -24,8 +24,28 @@ pub(super) struct ReadFile {
     name: &'static str,
     bytes: FileBytes,
     order: Order,
+    buffers: Arc<Buffers>,
     completions: (Sender<Completion>, Receiver<Completion>),
     under_way: usize,
+}
+
+/// Buffers that submissions have passed through and the next ones will: new memory would have to be found and cleared first.
+#[derive(Default)]
+struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    /// A buffer of `len` bytes of any values.
+    fn take(&self, len: usize) -> Vec<u8> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut buffer = kept.unwrap_or_default();
+        buffer.resize(len, 0);
+        buffer
+    }
+
+    fn put_back(&self, buffer: Vec<u8>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.push(buffer);
+    }
 }
 
 impl ReadFile {
@@ -35,6 +55,7 @@ impl ReadFile {
             name,
             bytes,
             order: Order::default(),
+            buffers: Arc::default(),
             completions: unbounded(),
             under_way: 0,
         }
@@ -51,7 +72,7 @@ impl Backing for ReadFile {
         if memory && urgent {
             self.restoring.state().faulted = true;
         }
-        let bytes = self.bytes.clone();
+        let (bytes, buffers) = (self.bytes.clone(), self.buffers.clone());
         let (restoring, name) = (self.restoring.clone(), self.name);
         let completions = self.completions.0.clone();
         self.restoring.runtime.spawn(async move {
@@ -60,6 +81,7 @@ impl Backing for ReadFile {
                 restoring: &restoring,
                 name,
                 bytes,
+                buffers,
                 urgent,
             };
             let completion = tokio::select! {
@@ -101,6 +123,7 @@ struct Read<'a> {
     restoring: &'a Restoring,
     name: &'static str,
     bytes: FileBytes,
+    buffers: Arc<Buffers>,
     urgent: bool,
 }
 
@@ -138,13 +161,13 @@ impl Read<'_> {
             true => (Some(pace.hurry()), None),
             false => (None, Some(pace.fill().await)),
         };
-        let mut bytes = vec![0; len];
+        let mut bytes = self.buffers.take(len);
         let read = self.bytes.read_at(&mut bytes, offset, self.urgent).await;
         read.map_err(|e| {
             self.restoring.fail(self.name, &e);
             errors::errno(&e)
         })?;
-        let ranges = submission.ranges.clone();
+        let (ranges, buffers) = (submission.ranges.clone(), self.buffers.clone());
         // The kernel may have to find memory first, and the file may be anything.
         let copied = tokio::task::spawn_blocking(move || {
             let mut rest = bytes.as_slice();
@@ -154,6 +177,7 @@ impl Read<'_> {
                 file.write_at(now, range.start)?;
                 rest = later;
             }
+            buffers.put_back(bytes);
             Ok::<_, std::io::Error>(())
         });
         let copied = copied.await.unwrap_or_else(|e| Err(e.into()));

@@ -7,8 +7,9 @@ use tokio::sync::Notify;
 /// Reads that fill and that may be under way at once, each with a buffer of its own.
 const MOST: usize = 32;
 
-/// As many while pages are waited for: what is under way already holds them up.
-const LEAST: usize = 2;
+/// As many while pages are waited for. What is under way already holds them up, but not by more than a round trip on a link that is worth it; and pages
+/// that will be waited for next are often among what is filled by then.
+const LEAST: usize = 8;
 
 /// Lets reads begin.
 #[derive(Debug)]
@@ -72,8 +73,8 @@ impl Pace {
 
 impl State {
     fn begin_filling(&mut self) -> bool {
-        // One goes on always, or a sandbox that always waits for something would never be filled.
-        let begins = self.filling == 0 || self.urgent == 0 && self.filling < self.most;
+        // Some go on always, or a sandbox that always waits for something would never be filled.
+        let begins = self.filling < self.most;
         self.filling += usize::from(begins);
         begins
     }
@@ -116,20 +117,22 @@ mod tests {
         assert_eq!(begins(&pace).len(), MOST);
         let urgent = pace.hurry();
         let mut filling = begins(&pace);
-        assert_eq!(filling.len(), 1, "one goes on");
-        drop(urgent);
+        assert_eq!(filling.len(), LEAST, "some go on");
+        filling.truncate(LEAST / 2);
         filling.append(&mut begins(&pace));
-        assert_eq!(filling.len(), LEAST);
+        assert_eq!(filling.len(), LEAST, "and no more");
+        drop(urgent);
+        assert_eq!(begins(&pace).len(), 0);
         drop(filling);
-        let grown: Vec<_> = (0..5).map(|_| begins(&pace).len()).collect();
-        assert_eq!(grown, [4, 8, 16, MOST, MOST]);
+        let grown: Vec<_> = (0..4).map(|_| begins(&pace).len()).collect();
+        assert_eq!(grown, [16, MOST, MOST, MOST]);
     }
 
     #[tokio::test]
     async fn who_waits_for_a_turn_gets_it() {
         let pace = Pace::default();
         let urgent = pace.hurry();
-        let first = pace.fill().await;
+        let first = begins(&pace);
         let second = async {
             let _turn = pace.fill().await;
         };

@@ -4,16 +4,24 @@
 //! How much the sandbox will write is not known by then. What is used in the cgroup, which is the sandbox's, is the most that it can be, and
 //! what is left there is not all taken.
 
-use std::{fs, path::Path, sync::OnceLock, thread};
+use std::{
+    fs,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+};
 
 use crossbeam_channel::{Receiver, bounded};
 
 /// Bytes of a prepared buffer: the most that a submission has.
 const BUFFER_LEN: usize = super::PAGES_LIMITS.max_io_bytes as usize;
 
+/// Threads that prepare: the store answers too soon for one.
+const THREADS: usize = 2;
+
 /// Buffers that are ready.
 #[derive(Debug, Default)]
-pub struct Buffers(OnceLock<Receiver<Vec<u8>>>);
+pub struct Buffers(Mutex<Option<Receiver<Vec<u8>>>>);
 
 impl Buffers {
     /// Begins to prepare as many bytes as are sensible, `most` at most.
@@ -22,30 +30,43 @@ impl Buffers {
         let count = len as usize / BUFFER_LEN;
         let (ready, coming) = bounded(count);
         tracing::debug!(count, "preparing buffers");
-        let prepare = move || {
-            for _ in 0..count {
-                let mut buffer = vec![0; BUFFER_LEN];
-                for page in buffer.chunks_mut(rustix::param::page_size()) {
-                    page[0] = 1;
+        *self.ready() = Some(coming);
+        for number in 0..THREADS {
+            let ready = ready.clone();
+            let prepare = move || {
+                for _ in (number..count).step_by(THREADS) {
+                    let mut buffer = vec![0; BUFFER_LEN];
+                    for page in buffer.chunks_mut(rustix::param::page_size()) {
+                        page[0] = 1;
+                    }
+                    // Nobody wants any more when the sandbox has written everything.
+                    if ready.send(buffer).is_err() {
+                        break;
+                    }
                 }
-                // Nobody wants any more when the sandbox has written everything.
-                if ready.send(buffer).is_err() {
-                    break;
-                }
+            };
+            let thread = thread::Builder::new().name("gofer-prepare".to_owned());
+            if let Err(error) = thread.spawn(prepare) {
+                tracing::debug!(%error, "fewer buffers are prepared");
             }
-        };
-        let thread = thread::Builder::new().name("gofer-prepare".to_owned());
-        if thread.spawn(prepare).is_ok() {
-            let _ = self.0.set(coming);
         }
+    }
+
+    fn ready(&self) -> MutexGuard<'_, Option<Receiver<Vec<u8>>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives back what nobody will take.
+    pub fn release(&self) {
+        *self.ready() = None;
     }
 
     /// A buffer of `len` bytes of any values.
     pub fn take(&self, len: usize) -> Vec<u8> {
         // Not for few bytes, which would hold a whole one.
-        let ready = (BUFFER_LEN / 2..=BUFFER_LEN).contains(&len);
-        let ready = ready.then(|| self.0.get()?.try_recv().ok()).flatten();
-        let mut buffer = ready.unwrap_or_else(|| vec![0; len]);
+        let worth_it = (BUFFER_LEN / 2..=BUFFER_LEN).contains(&len);
+        let ready = worth_it.then(|| self.ready().as_ref()?.try_recv().ok());
+        let mut buffer = ready.flatten().unwrap_or_else(|| vec![0; len]);
         buffer.truncate(len);
         buffer
     }
@@ -131,7 +152,7 @@ mod tests {
         let buffers = Buffers::default();
         let (ready, coming) = bounded(1);
         ready.send(vec![1; BUFFER_LEN]).unwrap();
-        buffers.0.set(coming).unwrap();
+        *buffers.ready() = Some(coming);
         assert_eq!(buffers.take(100), [0; 100]);
         let len = BUFFER_LEN - 1;
         assert!(buffers.take(len) == vec![1; len]);

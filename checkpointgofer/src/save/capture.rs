@@ -127,6 +127,13 @@ impl Capture {
     }
 }
 
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // Whoever has this captures everything that is captured.
+        self.kept.buffers.release();
+    }
+}
+
 impl Kept {
     fn run(self: &Arc<Self>, job: Job, scratch: &mut Vec<u8>) {
         let (id, len) = (job.submission.id, job.submission.len);
