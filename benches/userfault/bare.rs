@@ -45,9 +45,8 @@ impl Mapping {
         let len = len as usize;
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
         // SAFETY: a new mapping, at an address of the kernel's choice.
-        let start = unsafe {
-            rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, protection, flags)
-        };
+        let start =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, protection, flags) };
         Self {
             start: start.expect("memory").expose_provenance() as u64,
             len,
@@ -223,7 +222,14 @@ pub fn fill_memfd(bytes: &[u8]) -> Duration {
     let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
     // SAFETY: a new mapping, at an address of the kernel's choice.
     let start = unsafe {
-        rustix::mm::mmap(std::ptr::null_mut(), bytes.len(), protection, flags, &file, 0)
+        rustix::mm::mmap(
+            std::ptr::null_mut(),
+            bytes.len(),
+            protection,
+            flags,
+            &file,
+            0,
+        )
     };
     let start = start.expect("a mapping");
     // SAFETY: the mapping is as long as the bytes, and this function's alone.

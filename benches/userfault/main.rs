@@ -16,7 +16,9 @@ use std::{
 
 use podsnap::{
     GcsOptions, Input, NewSection, OpenOptions, Role, SaveOptions, SectionReader, Snapshot, Store,
-    userfault::{Features, MappedSection, MemoryServer, Region, ServeOptions, SharedMemory, Userfault},
+    userfault::{
+        Features, MappedSection, MemoryServer, Region, ServeOptions, SharedMemory, Userfault,
+    },
 };
 use podsnap_gcs_server::{AGENT_TOKEN, Config, GcsServer, Operation};
 
@@ -47,7 +49,10 @@ const CLONES: usize = 32;
 const CLONED_LEN: u64 = 1024 * MIB;
 
 fn main() {
-    let mut arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let mut arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|a| a != "--bench")
+        .collect();
     let mut rounds = 5;
     if let Some(at) = arguments.iter().position(|a| a == "--rounds") {
         rounds = arguments[at + 1].parse().expect("--rounds takes a number");
@@ -77,8 +82,8 @@ fn local(runtime: &tokio::runtime::Runtime, rounds: usize) {
     let store = Store::open("memory://bench").expect("a store in memory");
     let snapshot = runtime.block_on(async {
         save(&store, "noise", bytes.clone()).await;
-        save(&store, "zeros", vec![0; ZEROS_LEN as usize]).await
-            ;store.snapshot(&"noise".parse().unwrap()).await.unwrap()
+        save(&store, "zeros", vec![0; ZEROS_LEN as usize]).await;
+        store.snapshot(&"noise".parse().unwrap()).await.unwrap()
     });
     let zeros = runtime
         .block_on(store.snapshot(&"zeros".parse().unwrap()))
@@ -93,7 +98,11 @@ fn local(runtime: &tokio::runtime::Runtime, rounds: usize) {
     for _ in 0..rounds {
         at_hand(&reader);
         for (label, stride, regions) in [
-            ("a fault of 4 KiB, us", PAGE, apart as fn(u64) -> Vec<Range<u64>>),
+            (
+                "a fault of 4 KiB, us",
+                PAGE,
+                apart as fn(u64) -> Vec<Range<u64>>,
+            ),
             ("a fault of 64 KiB, us", 64 * KIB, whole),
         ] {
             let count = LOCAL_LEN / stride;
@@ -113,7 +122,10 @@ fn local(runtime: &tokio::runtime::Runtime, rounds: usize) {
         table.note(label, 0, gib(ZEROS_LEN, bare::fill_by_zeros(ZEROS_LEN)));
         table.note(label, 1, gib(ZEROS_LEN, filled(runtime, &zeros.reader(0))));
     }
-    table.print("beside a bare handler with its bytes in one buffer", "x bare");
+    table.print(
+        "beside a bare handler with its bytes in one buffer",
+        "x bare",
+    );
 }
 
 /// All in one piece.
@@ -123,7 +135,9 @@ fn whole(len: u64) -> Vec<Range<u64>> {
 
 /// Page by page with a page between them: a fault can bring no more than its page.
 fn apart(len: u64) -> Vec<Range<u64>> {
-    (0..len / PAGE).map(|n| 2 * n * PAGE..(2 * n + 1) * PAGE).collect()
+    (0..len / PAGE)
+        .map(|n| 2 * n * PAGE..(2 * n + 1) * PAGE)
+        .collect()
 }
 
 /// Where the touches go, in random order.
@@ -250,7 +264,10 @@ fn bucket(runtime: &tokio::runtime::Runtime, rounds: usize) {
 
         let again = self::snapshot_of(&open(), &id, runtime);
         let started = Instant::now();
-        let learned = runtime.block_on(again.working_set()).unwrap().expect("it was stored");
+        let learned = runtime
+            .block_on(again.working_set())
+            .unwrap()
+            .expect("it was stored");
         let first = learned.ranges(0);
         let replay = runtime.spawn(async move { learned.prefetch(&[0]).await });
         let took = touch_working_set(again.reader(0), first, Some(started));
@@ -283,7 +300,11 @@ fn bucket(runtime: &tokio::runtime::Runtime, rounds: usize) {
             ServeOptions::default(),
         )
         .unwrap();
-        note_latencies(&mut table, "one after another beside the filling", beside_filling(&memory));
+        note_latencies(
+            &mut table,
+            "one after another beside the filling",
+            beside_filling(&memory),
+        );
     }
     table.print("latency of faults", "");
 
@@ -315,7 +336,9 @@ fn touch_working_set(
     options.fill = !first.is_empty();
     options.first = first;
     let memory = MappedSection::new(reader, options).unwrap();
-    let mut pieces: Vec<u64> = (0..DISTANT_LEN / TOUCH_LEN).map(|n| n * TOUCH_LEN).collect();
+    let mut pieces: Vec<u64> = (0..DISTANT_LEN / TOUCH_LEN)
+        .map(|n| n * TOUCH_LEN)
+        .collect();
     shuffle(&mut pieces, 11);
     pieces.truncate((WORKING_SET / TOUCH_LEN) as usize);
     let base = memory.as_ptr().expose_provenance() as u64;
@@ -419,7 +442,12 @@ fn clones(runtime: &tokio::runtime::Runtime, server: &GcsServer, store: Store) {
     });
     assert!(!failed.load(SeqCst), "a clone read nothing but zeros");
     let after = Memory::now();
-    let read: u64 = server.log().of(Operation::GetMedia).iter().map(|e| e.bytes_out).sum();
+    let read: u64 = server
+        .log()
+        .of(Operation::GetMedia)
+        .iter()
+        .map(|e| e.bytes_out)
+        .sum();
     let part = |bytes: u64| bytes as f64 / CLONED_LEN as f64;
     println!(
         "{CLONES} clones of {} MiB, every page read: memory {:.3} of one, page tables {:.3} besides; {:.3} times its bytes from the bucket\n",
@@ -458,7 +486,10 @@ async fn save(store: &Store, id: &str, bytes: Vec<u8>) {
         .await
         .unwrap();
     let input = Input::stream(std::io::Cursor::new(bytes), "bench");
-    writer.add(NewSection::blob(Role::Memory, "", input)).await.unwrap();
+    writer
+        .add(NewSection::blob(Role::Memory, "", input))
+        .await
+        .unwrap();
     writer.finish().await.unwrap();
 }
 
@@ -507,7 +538,8 @@ impl Table {
         let at = match self.rows.iter().position(|(label, _)| label == row) {
             Some(at) => at,
             None => {
-                self.rows.push((row.to_owned(), vec![Vec::new(); self.columns.len()]));
+                self.rows
+                    .push((row.to_owned(), vec![Vec::new(); self.columns.len()]));
                 self.rows.len() - 1
             }
         };

@@ -16,8 +16,10 @@ pub mod diff;
 mod error;
 mod export;
 mod frames;
+mod garbage;
 pub mod gvisor;
 mod heads;
+mod host;
 pub mod inspect;
 mod lazy;
 mod lease;
@@ -26,6 +28,7 @@ pub mod mount;
 mod names;
 mod printable;
 mod progress;
+mod removal;
 pub mod restore;
 mod save;
 mod snapshot;
@@ -37,9 +40,10 @@ pub mod verify;
 
 use std::sync::{Arc, OnceLock};
 
-pub use catalog::{Listed, RemoveStats};
+pub use catalog::Listed;
 pub use error::{Error, ErrorKind, Result};
 pub use export::ExportStats;
+pub use garbage::{CollectOptions, CollectStats, CollectionPlan, Garbage};
 pub use heads::Head;
 pub use lazy::{CacheOptions, Recording, Run, SectionReader, WorkingSet};
 pub use metadata::Metadata;
@@ -49,6 +53,7 @@ pub use podsnap_format::{Digest, Key, Role, SectionInfo, Shape, SnapshotId};
 pub use podsnap_gpu as gpu;
 pub use printable::{printable, printable_message};
 pub use progress::{Progress, ProgressSnapshot};
+pub use removal::{RemoveOptions, RemoveStats};
 pub use restore::{RestoreOptions, RestoreStats};
 pub use save::{Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotWriter};
 pub use snapshot::Snapshot;
@@ -90,7 +95,8 @@ struct Inner {
     url: String,
     backend: Arc<dyn store::Backend>,
     key: Option<Key>,
-    pool: OnceLock<rayon::ThreadPool>,
+    pool: Arc<OnceLock<rayon::ThreadPool>>,
+    host: Arc<dyn host::Host>,
     /// What the readers of its snapshots share.
     reading: Arc<lazy::Shared>,
 }
@@ -139,7 +145,8 @@ impl Store {
             url: url.to_owned(),
             backend: Arc::new(store::Checked(backend)),
             key,
-            pool: OnceLock::new(),
+            pool: Arc::default(),
+            host: Arc::new(host::System),
             reading: lazy::Shared::new(None),
         }))
     }
@@ -166,7 +173,8 @@ impl Store {
             url: self.0.url.clone(),
             backend: self.0.backend.clone(),
             key: self.0.key.clone(),
-            pool: OnceLock::new(),
+            pool: self.0.pool.clone(),
+            host: self.0.host.clone(),
             reading: lazy::Shared::new(Some(cache)),
         }))
     }
@@ -183,6 +191,10 @@ impl Store {
 
     pub(crate) fn key(&self) -> Option<&Key> {
         self.0.key.as_ref()
+    }
+
+    pub(crate) fn host(&self) -> &dyn host::Host {
+        &*self.0.host
     }
 
     pub(crate) fn reading(&self) -> &Arc<lazy::Shared> {
