@@ -125,7 +125,7 @@ impl Store {
                 (None, None) => return Ok(()),
                 (None, Some(next)) => {
                     let (snapshot, created) = (&next.snapshot, next.created_unix_ms);
-                    heads::advance(backend, group, snapshot, created).await
+                    heads::advance(self, group, snapshot, created).await
                 }
                 (Some((head, _)), Some(next)) if head == *next => return Ok(()),
                 (Some((head, _)), _)

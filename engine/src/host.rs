@@ -13,8 +13,8 @@ pub(crate) trait Host: fmt::Debug + Send + Sync {
     /// Milliseconds since 1970.
     fn now_unix_ms(&self) -> u64;
 
-    /// A number for an attempt at a save, which nobody else draws.
-    fn draw_attempt(&self) -> u64;
+    /// A number that nobody else draws.
+    fn draw(&self) -> u64;
 
     /// The process, as leases name it, where that can be told.
     fn process(&self) -> Option<Holder>;
@@ -47,7 +47,7 @@ impl Host for System {
             .map_or(0, |d| d.as_millis() as u64)
     }
 
-    fn draw_attempt(&self) -> u64 {
+    fn draw(&self) -> u64 {
         uuid::Uuid::new_v4().as_u64_pair().0
     }
 

@@ -31,6 +31,8 @@ mod progress;
 mod removal;
 pub mod restore;
 mod save;
+#[cfg(test)]
+mod simulation;
 mod snapshot;
 pub mod source;
 pub mod store;

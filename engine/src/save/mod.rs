@@ -281,7 +281,7 @@ impl SnapshotWriter {
         let backend = store.backend();
         refuse_existing(store, &snapshot).await?;
         let wanted = wanted_bases(store, &options).await?;
-        let attempt = store.host().draw_attempt();
+        let attempt = store.host().draw();
         let key = store.key();
         let header = Header {
             key_check: key.map(Key::key_check),
@@ -519,7 +519,7 @@ impl SnapshotWriter {
         self.options.progress.add_stored(len);
         if let Some(group) = &self.options.group {
             let created = self.metadata.created_unix_ms;
-            if let Err(e) = heads::advance(backend, group, snapshot, created).await {
+            if let Err(e) = heads::advance(&self.store, group, snapshot, created).await {
                 // The next save of this id finds the lease, and moves the head.
                 unfinished.leave();
                 return Err(Error::new(
@@ -627,7 +627,7 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
 /// A save killed between its commit and its end leaves its lease, and perhaps its group's head where it was: ends it.
 pub(crate) async fn end_for_the_dead(store: &Store, snapshot: &SnapshotId) -> Result<()> {
     let backend = &**store.backend();
-    let Some((_, version)) = lease::read(backend, snapshot)
+    let Some((record, version)) = lease::read(backend, snapshot)
         .await?
         .filter(|(record, _)| !record.is_live(store.host()))
     else {
@@ -635,13 +635,17 @@ pub(crate) async fn end_for_the_dead(store: &Store, snapshot: &SnapshotId) -> Re
     };
     let committed = Snapshot::open(store, snapshot).await?;
     if let Some(group) = &committed.metadata().group {
-        heads::advance(
-            backend,
-            group,
-            snapshot,
-            committed.metadata().created_unix_ms,
-        )
-        .await?;
+        heads::advance(store, group, snapshot, committed.metadata().created_unix_ms).await?;
+    }
+    // No other attempt can commit any more.
+    let ours = committed.directory().header.attempt;
+    for attempt in record.previous.iter().chain([&record.attempt]) {
+        match u64::from_str_radix(attempt, 16) {
+            Ok(attempt) if attempt != ours => {
+                lease::remove_packs(backend, snapshot, attempt).await?;
+            }
+            _ => {}
+        }
     }
     backend
         .delete(&names::object(snapshot, names::LEASE), Some(&version))
