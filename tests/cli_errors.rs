@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 
 use podsnap::format::{FOOTER_LEN, Footer, HEADER_LEN};
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::{noise, text, tool::*};
 
 /// Runs it in both forms: the text has the words, the JSON the kind.

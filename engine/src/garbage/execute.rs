@@ -20,10 +20,6 @@ impl Store {
             kept_bytes: plan.keep_bytes(),
             ..CollectStats::default()
         };
-        for (group, gone) in &plan.heads {
-            self.move_head_away(group, gone).await?;
-            stats.moved_heads += 1;
-        }
         if let Err(e) = plan
             .seen
             .write(&**self.backend(), plan.seen_version.as_ref())
@@ -34,6 +30,10 @@ impl Store {
             }
             stats.stopped = Some("another collector is at work in this store".to_owned());
             return Ok(stats);
+        }
+        for (group, gone) in &plan.heads {
+            self.move_head_away(group, gone).await?;
+            stats.moved_heads += 1;
         }
         if let Some(why) = self.end_leases(&plan).await? {
             stats.stopped = Some(why);
