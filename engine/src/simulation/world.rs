@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use podsnap_format::{Role, SnapshotId};
+use podsnap_format::{Role, SnapshotId, manifest::Extent};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -20,7 +20,6 @@ use crate::{
     host::{Host, Safeguard},
     lazy,
     lease::Holder,
-    restore::{RestoreOptions, Target},
     source::Source,
     store,
 };
@@ -82,6 +81,8 @@ struct Told {
     committed: Vec<Committed>,
     /// Removals that are under way, by name.
     removing: BTreeMap<String, u32>,
+    /// When removals of each name last ended.
+    removed: BTreeMap<String, Instant>,
     /// Snapshots whose packs were wanted gone at once.
     at_once: BTreeSet<String>,
     wrong: Vec<String>,
@@ -116,10 +117,27 @@ pub(super) struct Outcome {
     pub(super) crashes: u64,
 }
 
-/// All machines compute on the same threads.
+/// All machines compute on one thread, one thing after another.
 fn pool() -> Arc<OnceLock<rayon::ThreadPool>> {
     static POOL: OnceLock<Arc<OnceLock<rayon::ThreadPool>>> = OnceLock::new();
-    POOL.get_or_init(Arc::default).clone()
+    POOL.get_or_init(|| {
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(1);
+        Arc::new(threads.build().unwrap().into())
+    })
+    .clone()
+}
+
+/// Waits until everything is computed that was begun. The clock stands still meanwhile, as it does not while the runtime waits for other
+/// threads than its own.
+async fn computed() {
+    let waiting = tokio::task::spawn_blocking(|| {
+        let (done, wait) = std::sync::mpsc::channel();
+        let pool = pool();
+        let threads = pool.get().unwrap();
+        threads.spawn_fifo(move || drop(done.send(())));
+        wait.recv()
+    });
+    waiting.await.unwrap().unwrap();
 }
 
 /// Runs a seed to its end.
@@ -230,9 +248,10 @@ impl World {
                 ..SaveOptions::default()
             };
             let id: SnapshotId = id.parse().unwrap();
+            let begun = Instant::now();
             let work = async {
                 match save(&store, &id, &pages, options).await {
-                    Ok(digest) => self.was_saved(&id, pages.clone(), digest),
+                    Ok(digest) => self.was_saved(&id, pages.clone(), digest, begun),
                     Err(_) => self.told.lock().unwrap().failed_saves += 1,
                 }
             };
@@ -240,12 +259,13 @@ impl World {
         }
     }
 
-    fn was_saved(&self, id: &SnapshotId, pages: Vec<u64>, digest: String) {
+    fn was_saved(&self, id: &SnapshotId, pages: Vec<u64>, digest: String, begun: Instant) {
         let borrows_from = self.bucket.owners_of_packs(id);
         let mut told = self.told.lock().unwrap();
         told.saves += 1;
         // It may have been removed by its name before its saver was told.
-        let unwanted = told.removing.contains_key(id.as_str());
+        let unwanted = told.removing.contains_key(id.as_str())
+            || told.removed.get(id.as_str()).is_some_and(|at| *at >= begun);
         for older in &mut told.committed {
             // One that could be saved over was gone.
             if older.id == *id && !older.unwanted {
@@ -302,7 +322,9 @@ impl World {
             }
             let left = told.removing.get_mut(id.as_str()).unwrap();
             *left -= 1;
-            if *left == 0 {
+            let left = *left;
+            told.removed.insert(id.to_string(), Instant::now());
+            if left == 0 {
                 told.removing.remove(id.as_str());
             }
         }
@@ -339,7 +361,7 @@ impl World {
             let Some(wanted) = self.chance.pick(&who, &known).cloned() else {
                 continue;
             };
-            let linger = self.chance.time(&who, Duration::from_secs(7200));
+            let linger = self.chance.time(&who, Duration::from_secs(3600));
             let result = restore(&store, &wanted, linger).await;
             self.was_restored(&wanted, result);
         }
@@ -484,23 +506,8 @@ async fn save(
         ..NewSection::blob(Role::Memory, "", input)
     };
     writer.add(section).await?;
+    computed().await;
     Ok(writer.finish().await?.digest)
-}
-
-/// What is restored, in memory.
-#[derive(Default)]
-struct Restored(Mutex<Vec<u8>>);
-
-impl Target for Restored {
-    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        let mut all = self.0.lock().unwrap();
-        let end = offset as usize + bytes.len();
-        if all.len() < end {
-            all.resize(end, 0);
-        }
-        all[offset as usize..end].copy_from_slice(bytes);
-        Ok(())
-    }
 }
 
 /// Restores a snapshot and compares it, lingering between its opening and its reading.
@@ -510,12 +517,20 @@ async fn restore(store: &Store, wanted: &Committed, linger: Duration) -> Result<
         return Err(Error::new(ErrorKind::NotFound, "it is another one by now"));
     }
     sleep(linger).await;
-    let target = Arc::new(Restored::default());
-    let targets: Vec<(usize, Arc<dyn Target>)> = vec![(0, target.clone())];
-    snapshot
-        .restore_to(store, targets, &RestoreOptions::default())
-        .await?;
-    if *target.0.lock().unwrap() != bytes_of(&wanted.pages) {
+    let mut found = Vec::new();
+    for segment in snapshot.load_segments(0).await? {
+        for extent in &segment.extents {
+            let Extent::Chunk { chunk, .. } = extent else {
+                return Err(Error::new(ErrorKind::Damaged, "it has zeros"));
+            };
+            let mut raw = Vec::new();
+            snapshot
+                .read_chunk(&segment.chunks[*chunk as usize], &mut raw)
+                .await?;
+            found.extend(raw);
+        }
+    }
+    if found != bytes_of(&wanted.pages) {
         return Err(Error::new(ErrorKind::Damaged, "its bytes are others"));
     }
     Ok(())
