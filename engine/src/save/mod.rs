@@ -16,7 +16,11 @@ mod proof;
 mod seal;
 mod undo;
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 pub use podsnap_format::codec::{Dtype, Policy};
 use std::{io::Read, path::Path};
@@ -512,7 +516,7 @@ impl SnapshotWriter {
                 }
             },
         };
-        let lease_version = match unfinished.lease().confirm().await {
+        let lease_version = match insist(|| unfinished.lease().confirm()).await {
             Ok(version) => version,
             Err(e) => return Err(self.take_back(unfinished, &version, e).await),
         };
@@ -560,7 +564,7 @@ impl SnapshotWriter {
             .hint("verify it before relying on it");
         }
         let name = names::object(snapshot, names::MANIFEST);
-        match self.store.backend().delete(&name, Some(version)).await {
+        match insist(|| self.store.backend().delete(&name, Some(version))).await {
             Ok(()) => e,
             Err(left) => Error::new(
                 left.kind(),
@@ -601,6 +605,20 @@ impl SnapshotWriter {
             Err(e) => Err(e),
         }
     }
+}
+
+/// Asks a store that fails again, for some minutes: what it is asked for is what keeps a snapshot from being taken for whole.
+async fn insist<T, F: Future<Output = Result<T>>>(ask: impl Fn() -> F) -> Result<T> {
+    for wait in [1, 2, 5, 10, 30, 60, 60] {
+        match ask().await {
+            Err(e) if e.kind() == ErrorKind::Store => {
+                tracing::warn!(error = %e, "trying again");
+                tokio::time::sleep(Duration::from_secs(wait)).await;
+            }
+            done => return done,
+        }
+    }
+    ask().await
 }
 
 async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {

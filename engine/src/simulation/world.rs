@@ -134,7 +134,9 @@ async fn computed() {
         let (done, wait) = std::sync::mpsc::channel();
         let pool = pool();
         let threads = pool.get().unwrap();
-        threads.spawn_fifo(move || drop(done.send(())));
+        threads.spawn_fifo(move || {
+            let _ = done.send(());
+        });
         wait.recv()
     });
     waiting.await.unwrap().unwrap();
