@@ -9,15 +9,18 @@ use crate::{
     Store,
     catalog::own_objects,
     error::{Error, ErrorKind, Result},
-    garbage::Survey,
-    heads, lease, names,
+    garbage::{Survey, unreadable},
+    heads,
+    lease::{self, LeaseRecord},
+    names, save,
     store::ObjectMeta,
 };
 
 /// How a snapshot is removed.
 #[derive(Debug, Clone, Default)]
 pub struct RemoveOptions {
-    /// Leave the packs to a collector even if nobody needs them, so that restores that are under way can end.
+    /// Leave the packs to a collector even if nobody needs them, so that restores that are under way can end. Then what an earlier removal left
+    /// is left, too.
     pub leave_packs: bool,
 }
 
@@ -82,10 +85,13 @@ impl Store {
         let backend = &**self.backend();
         let manifest = match backend.head(&names::object(id, names::MANIFEST)).await {
             Ok(meta) => meta,
-            Err(e) if e.kind() == ErrorKind::NotFound => return self.remove_leftovers(id).await,
+            Err(e) if e.kind() == ErrorKind::NotFound && !options.leave_packs => {
+                return self.remove_leftovers(id).await;
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => return Err(self.no_such_snapshot(id)),
             Err(e) => return Err(e),
         };
-        self.refuse_if_written(id).await?;
+        self.end_save(id).await?;
         // Who needs its packs is looked for twice, before the manifest goes and after it, as a save that relies on it may begin, and
         // one that borrows through another snapshot may lose that one, while somebody looks.
         let before = self.look(id).await?;
@@ -133,12 +139,11 @@ impl Store {
     async fn remove_leftovers(&self, id: &SnapshotId) -> Result<RemoveStats> {
         let survey = Survey::of(self).await?;
         if own_objects(&survey.objects, id).next().is_none() {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("there is no snapshot {id} in {}", self.url()),
-            ));
+            return Err(self.no_such_snapshot(id));
         }
-        self.refuse_if_written(id).await?;
+        if let Some((record, _)) = survey.leases.get(id) {
+            self.refuse_if_live(id, record)?;
+        }
         let users = survey.users_of(id);
         if !users.is_empty() {
             return Err(Error::new(
@@ -180,15 +185,38 @@ impl Store {
         Ok(stats)
     }
 
-    /// An error while somebody writes the snapshot.
-    async fn refuse_if_written(&self, id: &SnapshotId) -> Result<()> {
-        match lease::read(&**self.backend(), id).await? {
-            Some((record, _)) if record.is_live(self.host()) => Err(Error::new(
+    fn no_such_snapshot(&self, id: &SnapshotId) -> Error {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("there is no snapshot {id} in {}", self.url()),
+        )
+    }
+
+    /// An error while somebody writes the snapshot. One who died after the commit leaves a lease, which must not outlive the manifest: who
+    /// takes it over would believe that its packs were never committed, and that nobody can have borrowed them.
+    async fn end_save(&self, id: &SnapshotId) -> Result<()> {
+        let Some((record, version)) = lease::read(&**self.backend(), id).await? else {
+            return Ok(());
+        };
+        self.refuse_if_live(id, &record)?;
+        match save::end_for_the_dead(self, id).await {
+            // Its manifest cannot be read, or went since: then nobody knows what the save was.
+            Err(e) if unreadable(&e) || e.kind() == ErrorKind::NotFound => {
+                let name = names::object(id, names::LEASE);
+                self.delete_exactly(&name, &version).await
+            }
+            ended => ended,
+        }
+    }
+
+    fn refuse_if_live(&self, id: &SnapshotId, record: &LeaseRecord) -> Result<()> {
+        match record.is_live(self.host()) {
+            true => Err(Error::new(
                 ErrorKind::Conflict,
                 format!("{id} is needed by the save of {id} that is under way"),
             )
             .hint("remove it when that has ended")),
-            _ => Ok(()),
+            false => Ok(()),
         }
     }
 

@@ -91,6 +91,8 @@ fn seeds_until_caught(safeguard: Safeguard) -> u64 {
         let lacks = Some(safeguard);
         let outcome = run(Setting { seed, lacks });
         if !outcome.wrong.is_empty() {
+            let whole = run(Setting { seed, lacks: None });
+            assert!(whole.wrong.is_empty(), "{}", report(seed, &whole));
             println!(
                 "without {safeguard:?}, caught by {}",
                 report(seed, &outcome)
