@@ -118,20 +118,26 @@ impl Store {
             return Ok(stats);
         };
         let mut needed_by = before.users_of(id);
-        let mut objects = before.objects;
+        // Only what was there before is removed: what is there now may be of a new save of this id.
+        let mut own: Vec<ObjectMeta> = own_objects(&before.objects, id)
+            .filter(|object| object.name != manifest.name)
+            .cloned()
+            .collect();
         if needed_by.is_empty() && !options.leave_packs {
-            // Only what is there now is removed: a save of this id that begins behind this is not touched.
             let after = Survey::of(self).await?;
             needed_by = after.users_of(id);
-            objects = after.objects;
+            if after.leases.contains_key(id) || after.manifests.contains_key(id) {
+                needed_by.push(format!("perhaps a new save of {id}"));
+            }
         }
-        let own = own_objects(&objects, id).filter(|object| object.name != manifest.name);
         if options.leave_packs || !needed_by.is_empty() {
-            stats.kept(own);
+            stats.kept(own.iter());
             stats.needed_by = needed_by;
             return Ok(stats);
         }
-        self.remove_all(own, &mut stats).await?;
+        // Leases are gone already; one that is back is not for us.
+        own.retain(|object| !object.name.ends_with(names::LEASE));
+        self.remove_all(own.iter(), &mut stats).await?;
         Ok(stats)
     }
 
@@ -166,7 +172,11 @@ impl Store {
         // The lease first: if its holder comes back, it cannot commit.
         let (leases, rest): (Vec<_>, Vec<_>) = own_objects(&survey.objects, id)
             .partition(|object| object.name.ends_with(names::LEASE));
-        self.remove_all(leases.into_iter(), &mut stats).await?;
+        for lease in leases {
+            self.delete_exactly(&lease.name, &lease.version).await?;
+            stats.objects += 1;
+            stats.bytes += lease.len;
+        }
         match self
             .backend()
             .head(&names::object(id, names::MANIFEST))
@@ -255,7 +265,7 @@ impl Store {
     ) -> Result<()> {
         for object in objects {
             match self.delete_exactly(&object.name, &object.version).await {
-                // A lease that a new save has taken over.
+                // Somebody has put another one in its place.
                 Err(e) if e.kind() == ErrorKind::Conflict => continue,
                 deleted => deleted?,
             }

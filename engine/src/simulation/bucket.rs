@@ -341,7 +341,7 @@ impl Link {
             true => (
                 chance.one_in(&about, 120),
                 chance.one_in(&about, 80),
-                changes && chance.one_in(&about, 80),
+                changes && chance.one_in(&about, if call == "delete" { 8 } else { 80 }),
             ),
             false => (false, false, false),
         };

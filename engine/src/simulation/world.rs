@@ -228,13 +228,13 @@ impl World {
     }
 
     async fn saver(self: Arc<Self>, number: u32) {
-        for round in 0..4 {
+        for round in 0..6 {
             let who = format!("saver {number}.{round}");
-            sleep(self.chance.time(&who, Duration::from_secs(3 * 3600))).await;
+            sleep(self.chance.time(&who, Duration::from_secs(2 * 3600))).await;
             let link = self.link(&who);
             let store = self.store(&link);
             // Ids come again, so that what is late can hit the wrong one.
-            let id = format!("s{}", self.chance.below(&who, 6));
+            let id = format!("s{}", self.chance.below(&who, 4));
             let group = ["g", "h"][self.chance.below(&who, 2) as usize].to_owned();
             let known: Vec<Committed> = self.told.lock().unwrap().committed.clone();
             let base = self.chance.pick(&who, &known);
