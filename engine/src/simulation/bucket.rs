@@ -337,11 +337,15 @@ impl Link {
             name.split("/pack-").next().unwrap_or(name)
         );
         let way = chance.time(&about, Duration::from_millis(400));
+        // Who overslept is not tried any further.
+        let overslept = self.overslept.load(Ordering::SeqCst);
         let (refused, lost, late) = match self.weather.faults {
             true => (
                 chance.one_in(&about, 120),
                 chance.one_in(&about, 80),
-                changes && chance.one_in(&about, if call == "delete" { 8 } else { 80 }),
+                changes
+                    && !overslept
+                    && chance.one_in(&about, if call == "delete" { 8 } else { 80 }),
             ),
             false => (false, false, false),
         };

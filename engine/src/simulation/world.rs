@@ -231,34 +231,37 @@ impl World {
         for round in 0..6 {
             let who = format!("saver {number}.{round}");
             sleep(self.chance.time(&who, Duration::from_secs(2 * 3600))).await;
-            let link = self.link(&who);
-            let store = self.store(&link);
             // Ids come again, so that what is late can hit the wrong one.
             let id = format!("s{}", self.chance.below(&who, 4));
-            let group = ["g", "h"][self.chance.below(&who, 2) as usize].to_owned();
-            let known: Vec<Committed> = self.told.lock().unwrap().committed.clone();
-            let base = self.chance.pick(&who, &known);
-            let mut pages: Vec<u64> = base.map_or(vec![1, 2, 3, 4], |base| base.pages.clone());
-            let changed = self.chance.below(&who, pages.len() as u64) as usize;
-            pages[changed] = self.chance.word(&who);
-            let options = SaveOptions {
-                bases: match base {
-                    Some(base) if self.chance.one_in(&who, 2) => vec![base.id.clone()],
-                    _ => Vec::new(),
-                },
-                group: Some(group),
-                ..SaveOptions::default()
-            };
-            let id: SnapshotId = id.parse().unwrap();
-            let begun = Instant::now();
-            let work = async {
-                match save(&store, &id, &pages, options).await {
-                    Ok(digest) => self.was_saved(&id, pages.clone(), digest, begun),
-                    Err(_) => self.told.lock().unwrap().failed_saves += 1,
-                }
-            };
-            self.on(&link, work).await;
+            self.save_once(&who, &id.parse().unwrap()).await;
         }
+    }
+
+    async fn save_once(&self, who: &str, id: &SnapshotId) {
+        let link = self.link(who);
+        let store = self.store(&link);
+        let group = ["g", "h"][self.chance.below(who, 2) as usize].to_owned();
+        let known: Vec<Committed> = self.told.lock().unwrap().committed.clone();
+        let base = self.chance.pick(who, &known);
+        let mut pages: Vec<u64> = base.map_or(vec![1, 2, 3, 4], |base| base.pages.clone());
+        let changed = self.chance.below(who, pages.len() as u64) as usize;
+        pages[changed] = self.chance.word(who);
+        let options = SaveOptions {
+            bases: match base {
+                Some(base) if self.chance.one_in(who, 2) => vec![base.id.clone()],
+                _ => Vec::new(),
+            },
+            group: Some(group),
+            ..SaveOptions::default()
+        };
+        let begun = Instant::now();
+        let work = async {
+            match save(&store, id, &pages, options).await {
+                Ok(digest) => self.was_saved(id, pages.clone(), digest, begun),
+                Err(_) => self.told.lock().unwrap().failed_saves += 1,
+            }
+        };
+        self.on(&link, work).await;
     }
 
     fn was_saved(&self, id: &SnapshotId, pages: Vec<u64>, digest: String, begun: Instant) {
@@ -286,49 +289,62 @@ impl World {
         });
     }
 
+    /// Two controllers remove the same snapshot at once, and somebody saves under its id again.
     async fn remover(self: Arc<Self>, number: u32) {
         for round in 0..4 {
             let who = format!("remover {number}.{round}");
             sleep(self.chance.time(&who, Duration::from_secs(4 * 3600))).await;
-            let link = self.link(&who);
-            let store = self.store(&link);
             let known: Vec<SnapshotId> = {
                 let told = self.told.lock().unwrap();
                 told.committed.iter().map(|c| c.id.clone()).collect()
             };
-            let Some(id) = self.chance.pick(&who, &known).cloned() else {
+            let Some(id) = self.chance.pick(&who, &known) else {
                 continue;
             };
-            let options = RemoveOptions {
-                leave_packs: self.gentle || self.chance.one_in(&who, 2),
+            let (other, next) = (format!("{who} too"), format!("{who} saves"));
+            let second = async {
+                if self.chance.one_in(&who, 2) {
+                    self.remove_once(&other, id).await;
+                }
             };
-            {
-                let mut told = self.told.lock().unwrap();
-                told.removals += 1;
-                *told.removing.entry(id.to_string()).or_default() += 1;
-                if !options.leave_packs {
-                    told.at_once.insert(id.to_string());
-                }
-                for one in told.committed.iter_mut().filter(|c| c.id == id) {
-                    one.unwanted = true;
-                }
+            tokio::join!(self.remove_once(&who, id), second);
+            if self.chance.one_in(&who, 2) {
+                self.save_once(&next, id).await;
             }
-            let work = async {
-                let _ = store.remove_with(&id, &options).await;
-            };
-            self.on(&link, work).await;
+        }
+    }
+
+    async fn remove_once(&self, who: &str, id: &SnapshotId) {
+        let link = self.link(who);
+        let store = self.store(&link);
+        let options = RemoveOptions {
+            leave_packs: self.gentle || self.chance.one_in(who, 2),
+        };
+        {
             let mut told = self.told.lock().unwrap();
-            // Anything of that name that came while it was being removed is fair game as well; what comes later is not.
-            for one in told.committed.iter_mut().filter(|c| c.id == id) {
+            told.removals += 1;
+            *told.removing.entry(id.to_string()).or_default() += 1;
+            if !options.leave_packs {
+                told.at_once.insert(id.to_string());
+            }
+            for one in told.committed.iter_mut().filter(|c| c.id == *id) {
                 one.unwanted = true;
             }
-            let left = told.removing.get_mut(id.as_str()).unwrap();
-            *left -= 1;
-            let left = *left;
-            told.removed.insert(id.to_string(), Instant::now());
-            if left == 0 {
-                told.removing.remove(id.as_str());
-            }
+        }
+        let work = async {
+            let _ = store.remove_with(id, &options).await;
+        };
+        self.on(&link, work).await;
+        let mut told = self.told.lock().unwrap();
+        // Anything of that name that came while it was being removed is fair game as well; what comes later is not.
+        for one in told.committed.iter_mut().filter(|c| c.id == *id) {
+            one.unwanted = true;
+        }
+        told.removed.insert(id.to_string(), Instant::now());
+        let left = told.removing.get_mut(id.as_str()).unwrap();
+        *left -= 1;
+        if *left == 0 {
+            told.removing.remove(id.as_str());
         }
     }
 
