@@ -1,11 +1,14 @@
 //! The arguments that all commands share, and the small languages in which sections and sources are named.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use clap::{Args, Parser};
 use podsnap::{Role, SnapshotId, bench::Setting};
 
-use crate::commands::Command;
+use crate::{commands::Command, exit::Failure};
 
 /// Stores the state of running pods, small and fast, and brings back every byte.
 #[derive(Debug, Parser)]
@@ -153,6 +156,44 @@ impl FromStr for SectionName {
         Ok(Self {
             role,
             name: name.to_owned(),
+        })
+    }
+}
+
+/// Where the raw files of a gVisor image are: the URL or directory `STORE/ID`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawPlace {
+    /// What they are below.
+    pub store: String,
+    /// The last component.
+    pub id: SnapshotId,
+}
+
+impl RawPlace {
+    pub fn parse(place: &Path) -> Result<Self, Failure> {
+        let names_none = || {
+            Failure::usage(format!("{} names no raw files", place.display()))
+                .hint("write gs://BUCKET/PATH/SNAPSHOT/, or a directory")
+        };
+        let text = place.to_str().ok_or_else(names_none)?;
+        let absolute = match text.contains("://") {
+            true => text.to_owned(),
+            false => std::path::absolute(place)
+                .ok()
+                .and_then(|path| path.into_os_string().into_string().ok())
+                .ok_or_else(names_none)?,
+        };
+        let (store, id) = absolute
+            .trim_end_matches('/')
+            .rsplit_once('/')
+            .filter(|(store, _)| !store.is_empty() && !store.ends_with('/'))
+            .ok_or_else(names_none)?;
+        let id = id.parse().map_err(|e: podsnap::format::FormatError| {
+            Failure::usage(format!("{}: {e}", place.display()))
+        })?;
+        Ok(Self {
+            store: store.to_owned(),
+            id,
         })
     }
 }

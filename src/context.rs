@@ -1,9 +1,6 @@
 //! What a command runs in: the store and its key, how to talk, and the token that ends it.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use podsnap::{CacheOptions, Key, OpenOptions, Progress, Snapshot, Store};
 use serde::Serialize;
@@ -43,7 +40,7 @@ impl Context {
         }
         Ok(Self {
             url: global.store.filter(|url| !url.is_empty()),
-            key: global.key_file.as_deref().map(read_key).transpose()?,
+            key: global.key_file.map(podsnap::read_key).transpose()?,
             options,
             cache: global.cache.map(|dir| CacheOptions {
                 dir,
@@ -173,30 +170,4 @@ fn default_store() -> Result<String, Failure> {
             Failure::usage("no store is named and there is no home directory")
                 .hint("give --store or set PODSNAP_STORE")
         })
-}
-
-fn read_key(path: &Path) -> Result<Key, Failure> {
-    let bytes = fs::read(path)
-        .map_err(|e| Failure::usage(format!("cannot read the key file {}: {e}", path.display())))?;
-    let bad = || {
-        Failure::usage(format!("{} holds no key", path.display()))
-            .hint("a key file holds 64 hex digits or 32 bytes; make one by: head -c 32 /dev/urandom > FILE")
-    };
-    if let Ok(raw) = <[u8; 32]>::try_from(bytes.as_slice()) {
-        return Ok(Key::new(raw));
-    }
-    let text = std::str::from_utf8(&bytes).map_err(|_| bad())?.trim();
-    let digits: Vec<u32> = text
-        .chars()
-        .map(|c| c.to_digit(16))
-        .collect::<Option<_>>()
-        .ok_or_else(bad)?;
-    if digits.len() != 64 {
-        return Err(bad());
-    }
-    let mut key = [0; 32];
-    for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = (pair[0] << 4 | pair[1]) as u8;
-    }
-    Ok(Key::new(key))
 }

@@ -1,6 +1,6 @@
 //! What commands that serve a snapshot learn from being read: the next one fetches it ahead. Nothing of it keeps a command from serving.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use podsnap::{Recording, Snapshot};
 use tokio::task::JoinHandle;
@@ -32,6 +32,23 @@ pub struct Learner {
 }
 
 impl Learning {
+    /// The same, but nothing is fetched ahead unless `wanted`.
+    pub fn replaying(self, wanted: bool) -> Self {
+        Self {
+            no_replay: self.no_replay || !wanted,
+            ..self
+        }
+    }
+
+    /// What an earlier restore read of a section, in order, unless that is not to be made use of. That it cannot be read is said where it is fetched ahead.
+    pub async fn ranges(&self, snapshot: &Snapshot, section: usize) -> Vec<Range<u64>> {
+        let learned = match self.no_replay {
+            true => None,
+            false => snapshot.working_set().await.ok().flatten(),
+        };
+        learned.map_or_else(Vec::new, |learned| learned.ranges(section))
+    }
+
     /// Begins to learn, and to fetch these sections ahead: all if there are none.
     pub fn start(&self, snapshot: &Snapshot, sections: &[usize]) -> Result<Learner, Failure> {
         let exported = snapshot.directory().header.kind == podsnap::format::Kind::Export;

@@ -12,6 +12,8 @@
 //! | [`SnapshotWriter`] | a snapshot being written: takes [sections](NewSection), then commits them all or nothing |
 //! | [`Snapshot`] | a committed snapshot, which never changes: describes, restores, verifies and exports itself |
 //! | [`SectionReader`] | any range of one section, without restoring the rest |
+//! | [`Mount`], [`MemoryServer`](userfault::MemoryServer) | a snapshot as files, or a section as memory, before its bytes are here |
+//! | [`Recording`], [`WorkingSet`] | what a restore touches, recorded, and fetched ahead by the next one |
 //! | [`Progress`] | how far an operation is, to be looked at from anywhere while it runs |
 //! | [`Error`], [`ErrorKind`] | what went wrong: a text for people, a kind for programs |
 //!
@@ -146,6 +148,20 @@
 //! Whether a bucket of Google's is fit for snapshots says [`GcsBackend::check`](store::GcsBackend::check), with the command that mends each
 //! thing that is wrong; how fast any store is, and with what options, [`bench`](bench::bench()).
 //!
+//! # Running before the bytes are here
+//!
+//! A [`SectionReader`] fetches, decodes and checks what it is asked for and little more. All readers of a store share what they fetch; with
+//! [`Store::with_cache`] all processes of a node do, and the second restore on a node reads nothing from the bucket. On it stand:
+//!
+//! - [`Snapshot::mount`]: the snapshot as read-only files, from which `runsc restore --image-path` resumes a pod;
+//! - [`MappedSection`](userfault::MappedSection): a section as memory of this process;
+//! - [`MemoryServer`](userfault::MemoryServer): a section as memory of another process, which handed over its userfaultfd;
+//!   [`firecracker`](userfault::firecracker) does it for VMMs that ask as Firecracker does;
+//! - [`SharedMemory`](userfault::SharedMemory): a section as a memfd, whose clean pages any number of clones share.
+//!
+//! What is touched is fetched first, the rest in the background. A page that cannot be had or does not check out is an error to who touches it, never
+//! zeros. [`Snapshot::record`] notes what a restore touches and keeps it beside the snapshot; [`WorkingSet::prefetch`] fetches that ahead, the next time.
+//!
 //! # Inspecting and comparing
 //!
 //! [`Snapshot::inspect`] says what a snapshot consists of: what it has twice, what it borrows and from whom, and which files and ranges
@@ -171,6 +187,7 @@
 //! <path>/<snapshot>/manifest            what the snapshot consists of: its existence is the commit
 //! <path>/<snapshot>/pack-<attempt>-<n>  compressed chunks; written once, never changed
 //! <path>/<snapshot>/lease               while the snapshot is being written
+//! <path>/<snapshot>/working-set         what a restore touched, if one was recorded
 //! <path>/heads/<group>                  the newest snapshot of a group
 //! ```
 //!

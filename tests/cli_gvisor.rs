@@ -8,6 +8,7 @@ use std::{
     process::{Command, Output},
 };
 
+use support::provisioned::provisioned;
 use support::{assert_bytes, text, tool::*};
 
 const IMAGE_FILES: [&str; 3] = ["checkpoint.img", "pages.img", "pages_meta.img"];

@@ -4,6 +4,7 @@ mod support;
 
 use std::{fs, io::Write, thread};
 
+use support::provisioned::provisioned;
 use support::{assert_bytes, noise, text, tool::*};
 
 #[test]

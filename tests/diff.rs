@@ -17,6 +17,7 @@ use podsnap::{
     format::manifest::AddressRange,
 };
 use serde_json::Value;
+use support::provisioned::provisioned;
 use support::{tool::*, *};
 use tokio_util::sync::CancellationToken;
 

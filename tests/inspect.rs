@@ -10,6 +10,7 @@ use podsnap::{
     format::manifest::AddressRange, inspect::InspectOptions,
 };
 use serde_json::Value;
+use support::provisioned::provisioned;
 use support::{extents, tool::*, *};
 use tokio_util::sync::CancellationToken;
 

@@ -6,6 +6,7 @@ use std::{fs, os::unix::fs::FileExt, path::Path, process::Command};
 
 use podsnap_gcs_server::{AGENT_TOKEN, Config, GcsServer};
 use rustix::process::Signal;
+use support::provisioned::provisioned;
 use support::{Noise, assert_bytes, mounting::*, noise, tool::*, tree::*};
 
 #[test]

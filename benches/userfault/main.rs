@@ -15,7 +15,8 @@ use std::{
 };
 
 use podsnap::{
-    GcsOptions, Input, NewSection, OpenOptions, Role, SaveOptions, SectionReader, Snapshot, Store,
+    Input, NewSection, OpenOptions, Role, SaveOptions, SectionReader, Snapshot, Store,
+    store::GcsOptions,
     userfault::{
         Features, MappedSection, MemoryServer, Region, ServeOptions, SharedMemory, Userfault,
     },
@@ -27,7 +28,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 /// Less than what a store's readers keep decoded: its bytes are at hand.
-const LOCAL_LEN: u64 = 32 * MIB;
+const LOCAL_LEN: u64 = 48 * MIB;
 
 /// Bytes of zeros that are filled.
 const ZEROS_LEN: u64 = 512 * MIB;
@@ -130,7 +131,7 @@ fn local(runtime: &tokio::runtime::Runtime, rounds: usize) {
 
 /// All in one piece.
 fn whole(len: u64) -> Vec<Range<u64>> {
-    vec![0..len]
+    std::iter::once(0..len).collect()
 }
 
 /// Page by page with a page between them: a fault can bring no more than its page.
@@ -361,8 +362,9 @@ fn touch_working_set(
 fn at_once(memory: &MappedSection, count: u64) -> Vec<Duration> {
     let base = memory.as_ptr().expose_provenance() as u64;
     let step = memory.len() as u64 / count / PAGE * PAGE;
-    // Whatever the first read of a section needs besides is no part of it.
+    // Whatever a section needs besides, before its first read and soon after, is no part of it.
     read_byte(base + step / 2 / PAGE * PAGE);
+    std::thread::sleep(Duration::from_millis(500));
     let barrier = Barrier::new(count as usize);
     let latencies = Mutex::new(Vec::new());
     std::thread::scope(|scope| {

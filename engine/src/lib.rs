@@ -21,6 +21,7 @@ pub mod gvisor;
 mod heads;
 mod host;
 pub mod inspect;
+mod key_file;
 mod lazy;
 mod lease;
 mod metadata;
@@ -39,6 +40,7 @@ pub mod store;
 pub mod tree;
 pub mod userfault;
 pub mod verify;
+mod wait;
 
 use std::sync::{Arc, OnceLock};
 
@@ -47,6 +49,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use export::ExportStats;
 pub use garbage::{CollectOptions, CollectStats, CollectionPlan, Garbage};
 pub use heads::Head;
+pub use key_file::read_key;
 pub use lazy::{CacheOptions, Recording, Run, SectionReader, WorkingSet};
 pub use metadata::Metadata;
 pub use mount::{Mount, MountOptions};

@@ -16,6 +16,7 @@ mod rm;
 mod save;
 mod serve_uffd;
 mod verify;
+mod wait;
 
 use clap::Subcommand;
 
@@ -28,6 +29,7 @@ pub enum Command {
     Mount(mount::Args),
     ServeUffd(serve_uffd::Args),
     Verify(verify::Args),
+    Wait(wait::Args),
     Inspect(inspect::Args),
     Diff(diff::Args),
     Ls(ls::Args),
@@ -51,6 +53,7 @@ pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
         Command::Mount(args) => mount::run(args, context).await,
         Command::ServeUffd(args) => serve_uffd::run(args, context).await,
         Command::Verify(args) => verify::run(args, context).await,
+        Command::Wait(args) => wait::run(args, context).await,
         Command::Inspect(args) => inspect::run(args, context).await,
         Command::Diff(args) => diff::run(args, context).await,
         Command::Ls(args) => ls::run(args, context).await,

@@ -17,6 +17,7 @@ use crate::{
     args::{SectionName, SnapshotRef},
     context::Context,
     exit::Failure,
+    learning::Learning,
 };
 
 /// Serve a snapshot's memory to VMMs by userfaultfd, as Firecracker asks for it
@@ -25,6 +26,9 @@ use crate::{
 /// its memory in the background. Once all of it is there it needs this program no more; before, it must run on. Runs until Ctrl-C or SIGTERM. One
 /// line, or with --json one document, on standard output says when it listens. A page that cannot be had or does not check out is an error on
 /// standard error and SIGBUS to who touches it, never zeros; so is every missing page once this program ends, however it ends.
+///
+/// What is touched is recorded beside the snapshot, in order, and is what is fetched first the next time; `podsnap inspect` shows it.
+/// Whatever keeps it from doing so is a warning.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -49,6 +53,8 @@ pub struct Args {
     /// Refuse unless the snapshot has this digest, which `podsnap save` printed
     #[arg(long, value_name = "HEX")]
     digest: Option<String>,
+    #[command(flatten)]
+    learning: Learning,
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
@@ -57,10 +63,13 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         snapshot.demand_digest(digest)?;
     }
     let section = section(&snapshot, args.section.as_ref())?;
-    let reader = snapshot.reader(section);
+    let learning = args.learning.replaying(!args.no_fill);
+    let learner = learning.start(&snapshot, &[section])?;
+    let reader = learner.snapshot(&snapshot).reader(section);
     let mut options = ServeOptions::default();
     options.kill = args.kill;
     options.fill = !args.no_fill;
+    options.first = learning.ranges(&snapshot, section).await;
     let socket = Socket::bind(&args.socket)?;
     let (id, title) = (snapshot.id().as_str(), reader.info().title());
     let path = args.socket.display().to_string();
@@ -88,6 +97,7 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     };
     context.cancel.cancel();
     guests.join_all().await;
+    learner.finish().await;
     ended
 }
 

@@ -6,6 +6,7 @@ pub mod backend;
 pub mod extents;
 pub mod mounting;
 pub mod pages;
+pub mod provisioned;
 pub mod tool;
 pub mod tree;
 
@@ -13,6 +14,8 @@ use std::{
     io::Cursor,
     sync::{Arc, Mutex},
 };
+
+pub use provisioned::skipped;
 
 use podsnap::{
     Error, Input, NewSection, Result, Role, SaveOptions, SaveStats, Snapshot, SnapshotId, Store,
@@ -202,12 +205,6 @@ pub fn assert_bytes(found: &[u8], expected: &[u8], what: &str) {
             expected[at]
         );
     }
-}
-
-/// Says why a test checked nothing. `./test` shows these lines at its end.
-pub fn skipped(why: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 /// Whether the tests that take minutes or gigabytes are wanted.

@@ -360,28 +360,6 @@ pub fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
-/// The directory of what `tests/provision.sh` makes.
-pub fn cache() -> PathBuf {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|v| !v.is_empty())
-            .map(PathBuf::from)
-    };
-    set("PODSNAP_CACHE")
-        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("podsnap")))
-        .unwrap_or_else(|| set("HOME").unwrap_or_default().join(".cache/podsnap"))
-}
-
-/// A provisioned file or directory, if it is there; says so if not.
-pub fn provisioned(name: &str) -> Option<PathBuf> {
-    let path = cache().join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    super::skipped(&format!("{name}: tests/provision.sh has not made it"));
-    None
-}
-
 /// Whether the long tests were asked for; says so if not.
 pub fn long_tests(what: &str) -> bool {
     let wanted = std::env::var_os("PODSNAP_LONG_TESTS").is_some_and(|v| v == "1");

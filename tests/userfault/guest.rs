@@ -20,14 +20,20 @@ use rustix::{
     ioctl::{self, Updater, opcode},
     mm::{Advice, MapFlags, MremapFlags, ProtFlags, UserfaultfdFlags},
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
-    process::Signal,
+    process::{Pid, Signal},
 };
 
-use crate::support::{Noise, noise, text};
+use crate::{
+    ring::Ring,
+    support::{Noise, noise, text},
+};
 
 /// What the guest is told when it starts: where the socket is, and how to be.
 const SOCKET: &str = "PODSNAP_TEST_GUEST_SOCKET";
 const SHAPE: &str = "PODSNAP_TEST_GUEST_SHAPE";
+
+/// In place of a socket: there is nobody to ask.
+pub const NOWHERE: &str = "nowhere";
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -41,7 +47,7 @@ pub const FIRECRACKER: u64 = 1 << 3;
 pub const ALL_EVENTS: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6;
 
 /// Unused addresses between the two regions.
-const GAP: usize = HUGE;
+pub const GAP: usize = HUGE;
 
 /// The memory that all these tests save: bytes, text and zeros of all kinds of lengths.
 pub fn content(len: usize) -> Vec<u8> {
@@ -69,6 +75,10 @@ pub struct Shape {
     pub len: usize,
     pub page_size: usize,
     pub events: u64,
+    /// Where its memory is; 0 if that does not matter.
+    pub start: usize,
+    /// Where in the section the addresses from there on are, if it does.
+    pub offset: usize,
 }
 
 impl Shape {
@@ -77,6 +87,30 @@ impl Shape {
             len,
             page_size: PAGE,
             events: FIRECRACKER,
+            start: 0,
+            offset: 0,
+        }
+    }
+
+    fn to_text(self) -> String {
+        let Self {
+            len,
+            page_size,
+            events,
+            start,
+            offset,
+        } = self;
+        format!("{len} {page_size} {events} {start} {offset}")
+    }
+
+    fn from_text(text: &str) -> Self {
+        let numbers: Vec<usize> = text.split(' ').map(|n| n.parse().unwrap()).collect();
+        Self {
+            len: numbers[0],
+            page_size: numbers[1],
+            events: numbers[2] as u64,
+            start: numbers[3],
+            offset: numbers[4],
         }
     }
 }
@@ -95,10 +129,7 @@ impl Guest {
         command
             .args(["--exact", "a_guest_process", "--nocapture"])
             .env(SOCKET, socket)
-            .env(
-                SHAPE,
-                format!("{} {} {}", shape.len, shape.page_size, shape.events),
-            )
+            .env(SHAPE, shape.to_text())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
@@ -117,6 +148,10 @@ impl Guest {
             stdout: BufReader::new(child.stdout.take().unwrap()),
             child,
         }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     /// Has something done, without waiting until it is.
@@ -176,17 +211,11 @@ impl Drop for Guest {
 /// What the process does that a test started as a guest.
 pub fn run_if_told() {
     let Ok(socket) = env::var(SOCKET) else { return };
-    let shape = env::var(SHAPE).unwrap();
-    let numbers: Vec<u64> = shape.split(' ').map(|n| n.parse().unwrap()).collect();
-    let shape = Shape {
-        len: numbers[0] as usize,
-        page_size: numbers[1] as usize,
-        events: numbers[2],
-    };
+    let shape = Shape::from_text(&env::var(SHAPE).unwrap());
     let expected = content(shape.len);
     let memory = Memory::new(shape);
     // As Firecracker does, it keeps the userfaultfd, and never closes the socket.
-    let _userfault = memory.ask_for_content(Path::new(&socket));
+    let _userfault = (socket != NOWHERE).then(|| memory.ask_for_content(Path::new(&socket)));
     for line in std::io::stdin().lines() {
         let line = line.unwrap();
         let words: Vec<&str> = line.split(' ').collect();
@@ -202,6 +231,8 @@ pub fn run_if_told() {
             "move" => memory.move_away(&expected, range()),
             "fork" => memory.fork(&expected, range()),
             "write" => memory.write(range()),
+            "ring" => Ring::of(&memory).make(number(1)),
+            "walk" => Ring::of(&memory).walk(number(1), number(2)),
             other => panic!("what is {other}?"),
         };
         println!(
@@ -213,16 +244,19 @@ pub fn run_if_told() {
 
 /// The memory of a guest: two regions, the first of a quarter.
 #[derive(Clone, Copy)]
-struct Memory {
+pub struct Memory {
     start: usize,
     split: usize,
-    shape: Shape,
+    pub shape: Shape,
 }
 
 impl Memory {
     fn new(shape: Shape) -> Self {
         let split = (shape.len / 4).next_multiple_of(shape.page_size);
         let mut flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        if shape.start != 0 {
+            flags |= MapFlags::FIXED_NOREPLACE;
+        }
         if shape.page_size == HUGE {
             flags |= MapFlags::HUGETLB;
         }
@@ -230,7 +264,7 @@ impl Memory {
         // SAFETY: a new mapping.
         let start = unsafe {
             rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
+                std::ptr::with_exposed_provenance_mut(shape.start),
                 len,
                 ProtFlags::READ | ProtFlags::WRITE,
                 flags,
@@ -243,7 +277,7 @@ impl Memory {
         }
     }
 
-    fn at(&self, offset: usize) -> *mut u8 {
+    pub fn at(&self, offset: usize) -> *mut u8 {
         let gap = if offset < self.split { 0 } else { GAP };
         std::ptr::with_exposed_provenance_mut(self.start + offset + gap)
     }
@@ -251,9 +285,13 @@ impl Memory {
     fn regions(&self) -> [(usize, usize, usize); 2] {
         let len = self.shape.len.next_multiple_of(self.shape.page_size);
         let second = self.start + self.split + GAP;
+        let (one, two) = match self.shape.start {
+            0 => (0, self.split),
+            start => (self.shape.offset, self.shape.offset + second - start),
+        };
         [
-            (self.start, self.split, 0),
-            (second, len - self.split, self.split),
+            (self.start, self.split, one),
+            (second, len - self.split, two),
         ]
     }
 

@@ -1,7 +1,8 @@
 //! Pages that cannot be had, for whatever reason, kill whoever touches them, and the reason is said.
 
-use std::fs;
+use std::{fs, process::Command, thread, time::Duration};
 
+use podsnap_gcs_server::{Config, GcsServer};
 use rustix::process::Signal;
 
 use crate::{MIB, Served, guest::*, support::tool::*};
@@ -120,4 +121,70 @@ fn a_vanished_store_is_fatal_and_said() {
         .finish()
         .ok()
         .says(&["cannot be served", "is missing"]);
+}
+
+#[test]
+fn who_waits_for_bytes_when_the_server_ends_dies() {
+    if !can_serve() {
+        return;
+    }
+    let mut config = Config::open("snapshots");
+    config.rules.mutations_per_second = 0.0;
+    let bucket = GcsServer::start(config).expect("a server on loopback");
+    let tool = Tool::new();
+    tool.file("ram", &content(8 * MIB));
+    let distant = |args: &[&str]| -> Command {
+        let mut command = tool.command(args);
+        command
+            .env("PODSNAP_STORE", "gs://snapshots/store")
+            .env("STORAGE_EMULATOR_HOST", bucket.url());
+        command
+    };
+    finish(distant(&["save", "s", "memory=ram"])).ok();
+    let socket = tool.path("guest.sock");
+    for signal in [Signal::KILL, Signal::TERM] {
+        // To store what was learned would take long over this link.
+        let options = ["--no-fill", "--no-record", "--socket", "guest.sock"];
+        let serve = [&["serve-uffd", "s"][..], &options].concat();
+        let mut server = Running::start(distant(&serve));
+        server.wait_until("the socket", || {
+            std::os::unix::net::UnixStream::connect(&socket).is_ok()
+        });
+        let mut guest = Guest::start(&socket, Shape::new(8 * MIB));
+        guest.does("check 0 4096");
+        bucket.configure(|config| config.link.first_byte_ms = 3_000);
+        guest.tell("check 6291456 4096");
+        thread::sleep(Duration::from_millis(200));
+        server.signal(signal);
+        server.finish().says(&[match signal {
+            Signal::KILL => "what served memory has died",
+            _ => "the rest is lost to it",
+        }]);
+        guest.dies_of(Signal::BUS);
+        bucket.configure(|config| config.link.first_byte_ms = 0);
+    }
+}
+
+#[test]
+fn missing_huge_pages_are_fatal_as_well() {
+    if !can_serve() {
+        return;
+    }
+    let Some(_pages) = HugePages::new(16) else {
+        return;
+    };
+    for signal in [Signal::KILL, Signal::TERM] {
+        let mut served = Served::start(8 * MIB, &["--no-fill"]);
+        let shape = Shape {
+            page_size: HUGE,
+            ..Shape::new(8 * MIB)
+        };
+        let mut guest = served.guest(shape);
+        guest.does("check 2097152 2097152");
+        served.signal(signal);
+        served.finish();
+        guest.does("check 2097152 2097152");
+        guest.tell("check 6291456 4096");
+        guest.dies_of(Signal::BUS);
+    }
 }

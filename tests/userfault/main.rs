@@ -6,7 +6,10 @@ mod support;
 
 mod guest;
 mod handshake;
+mod learned;
+mod library;
 mod loss;
+mod ring;
 
 use std::path::PathBuf;
 
@@ -69,6 +72,14 @@ impl Served {
 
     fn finish(&mut self) -> Outcome {
         self.server.take().unwrap().finish()
+    }
+
+    /// Ends it, which must go well; the tool and its store stay.
+    #[track_caller]
+    fn end_and_keep(mut self) -> Tool {
+        self.signal(Signal::TERM);
+        self.finish().ok();
+        self.tool
     }
 
     /// Ends it, which must go well.

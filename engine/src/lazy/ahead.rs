@@ -3,7 +3,7 @@
 //! What is fetched too far ahead pushes out what was fetched just before it, and all of it is fetched twice. So no more than half of what is
 //! kept in memory is filled with chunks that nobody has asked for yet ([`Unused`]); as they are used in about the order in
 //! which they came, what memory gives up first is then what was used. Where that half is full, a node's cache
-//! takes what follows, up to half of its own length; after that [`replay`] waits for some of it to be used,
+//! takes what follows, up to half of its own length; after that [`replay`] waits until half of what is in memory has been used,
 //! and [`prefetch`] ends.
 
 use std::{
@@ -16,7 +16,10 @@ use std::{
     },
 };
 
-use futures::{FutureExt, future::BoxFuture, future::try_join_all};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, try_join, try_join_all},
+};
 use podsnap_format::manifest::Chunk;
 use tokio::sync::Notify;
 
@@ -107,7 +110,10 @@ pub(super) async fn prefetch(reader: &SectionReader, ranges: &[Range<u64>]) -> R
         memory: Memory::Once(shared.ahead_len),
         disk_len: disk_room(shared),
     };
-    Fetching::new(reader.snapshot(), room).all(ranges).await
+    Fetching::new(reader.snapshot(), room)
+        .await
+        .all(ranges)
+        .await
 }
 
 /// Fetches ranges of sections of one snapshot, not further ahead than there is room for: that may take as long as they are in use.
@@ -119,7 +125,7 @@ pub(super) async fn replay(
         memory: Memory::AsUsed,
         disk_len: disk_room(&snapshot.shared),
     };
-    Fetching::new(snapshot, room).all(ranges).await
+    Fetching::new(snapshot, room).await.all(ranges).await
 }
 
 fn disk_room(shared: &Shared) -> u64 {
@@ -169,9 +175,12 @@ struct Window {
 }
 
 impl<'a> Fetching<'a> {
-    fn new(snapshot: &'a Snapshot, room: Room) -> Self {
-        if let Some(cache) = cache(&snapshot.shared) {
-            cache.refresh();
+    async fn new(snapshot: &'a Snapshot, room: Room) -> Self {
+        if cache(&snapshot.shared).is_some() {
+            let shared = snapshot.shared.clone();
+            let refresh = move || cache(&shared).into_iter().for_each(NodeCache::refresh);
+            // It only says what is there already, so it may fail.
+            let _ = tokio::task::spawn_blocking(refresh).await;
         }
         Self {
             snapshot,
@@ -222,7 +231,7 @@ impl<'a> Fetching<'a> {
                 match self.place(&chunk) {
                     Place::For(purpose) => break Some(purpose),
                     Place::Nowhere => break None,
-                    Place::Full if !self.wait_for_room(&chunk).await? => return Ok(false),
+                    Place::Full if !self.wait_for_room().await? => return Ok(false),
                     Place::Full => {}
                 }
             };
@@ -265,22 +274,17 @@ impl<'a> Fetching<'a> {
         }
     }
 
-    /// Waits until there is room for a chunk; false if there never will be.
-    async fn wait_for_room(&mut self, chunk: &Chunk) -> Result<bool> {
+    /// Waits until there is room again, and not for one chunk only; false if there never will be.
+    async fn wait_for_room(&mut self) -> Result<bool> {
         if let Memory::Once(_) = self.room.memory {
             return Ok(false);
         }
         // What is in the window counts as unused: nobody can use it before it is fetched.
         self.start().await?;
-        while let Some(done) = self.under_way.pop_front() {
-            done.await?;
-        }
         let shared = &self.snapshot.shared;
-        let len = u64::from(chunk.raw_len);
-        shared
-            .ahead
-            .at_most(shared.ahead_len.saturating_sub(len))
-            .await;
+        let arrive = try_join_all(self.under_way.drain(..));
+        let room = shared.ahead.at_most(shared.ahead_len / 2).map(Ok);
+        try_join(room, arrive).await?;
         Ok(true)
     }
 

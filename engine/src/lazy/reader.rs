@@ -191,6 +191,12 @@ impl SectionReader {
         ahead::prefetch(self, ranges).await
     }
 
+    /// Loads the extent maps, as many as are kept: what is read for the first time then takes one round trip less.
+    pub(crate) async fn load_maps(&self) {
+        let all = 0..self.len();
+        self.maps.load_ahead(std::slice::from_ref(&all)).await;
+    }
+
     pub(super) fn maps(&self) -> &Maps {
         &self.maps
     }

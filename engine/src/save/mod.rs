@@ -419,6 +419,11 @@ impl SnapshotWriter {
         }
     }
 
+    /// Replaces [`SaveOptions::gvisor`]: who takes an image in as it is made knows its description only when it has seen its bytes.
+    pub fn set_gvisor(&mut self, description: BTreeMap<String, String>) {
+        self.metadata.gvisor = description;
+    }
+
     /// Commits: when this returns, the snapshot is visible, whole and durable. The one error behind the commit is a group's head that
     /// could not be moved; it says so.
     ///

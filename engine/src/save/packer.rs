@@ -143,6 +143,12 @@ struct OpenPack {
     body: PackBody,
 }
 
+/// A pack whose bytes have all been written.
+struct EndedPack {
+    name: String,
+    body: PackBody,
+}
+
 /// The bytes of a pack so far.
 struct PackBody {
     writer: Box<dyn ObjectWriter>,
@@ -264,14 +270,18 @@ impl Packer {
         open.body.write(batch.frames, &self.progress).await
     }
 
-    /// Begins to finish the open pack, when the one before it is finished.
+    /// Ends the open pack, and begins to finish it when the one before it is finished. Its bytes are on their way meanwhile.
     async fn close(&mut self) -> Result<()> {
-        self.closed().await?;
-        if let Some(open) = self.open.take() {
-            let snapshot = self.template.snapshot.clone();
-            let finished = open.finish(snapshot, self.progress.clone());
-            self.closing = Some(tokio::spawn(finished));
+        let Some(open) = self.open.take() else {
+            return self.closed().await;
+        };
+        let ended = open.end(&self.progress).await?;
+        if let Err(e) = self.closed().await {
+            give_up(&ended.name, ended.body.writer).await;
+            return Err(e);
         }
+        let snapshot = self.template.snapshot.clone();
+        self.closing = Some(tokio::spawn(ended.finish(snapshot)));
         Ok(())
     }
 
@@ -289,16 +299,30 @@ impl Packer {
 }
 
 impl OpenPack {
-    /// Writes the index and makes the pack readable. What comes to no good end is given up.
-    async fn finish(mut self, snapshot: SnapshotId, progress: Progress) -> Result<PackInfo> {
+    /// Writes the index, which comes last. A pack that cannot be ended is given up.
+    async fn end(mut self, progress: &Progress) -> Result<EndedPack> {
         let written = match self.index.finish(self.body.len) {
-            Ok(index) => self.body.write(index.into(), &progress).await,
+            Ok(index) => self.body.write(index.into(), progress).await,
             Err(e) => Err(Error::invalid("the pack's index cannot be written").because(e)),
         };
-        if let Err(e) = written {
+        let sent = match written {
+            Ok(()) => self.body.writer.flush().await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = sent {
             give_up(&self.name, self.body.writer).await;
             return Err(e);
         }
+        Ok(EndedPack {
+            name: self.name,
+            body: self.body,
+        })
+    }
+}
+
+impl EndedPack {
+    /// Makes the pack readable.
+    async fn finish(self, snapshot: SnapshotId) -> Result<PackInfo> {
         let meta = self.body.writer.finish().await?;
         Ok(PackInfo {
             snapshot,

@@ -17,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, RenameFlags, flock};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use super::{
     Backend, Condition, ObjectMeta, ObjectWriter, ReadBytes, ReadRange, Version, not_found,
@@ -58,11 +58,17 @@ impl LocalBackend {
         work: impl FnOnce(&Self, &Path) -> io::Result<T> + Send + 'static,
     ) -> Result<T> {
         let (this, path) = (self.clone(), self.path(name));
-        let result = spawn_blocking(move || work(&this, &path))
-            .await
-            .expect("file-system calls do not panic");
-        result.map_err(|e| convert(name, &self.path(name), e))
+        ended(spawn_blocking(move || work(&this, &path)).await)?
+            .map_err(|e| convert(name, &self.path(name), e))
     }
+}
+
+/// What came of a task on a blocking thread. There is none when the runtime ends, and with it whatever somebody still does in the background.
+fn ended<T>(task: std::result::Result<T, JoinError>) -> Result<T> {
+    task.map_err(|e| match e.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Error::interrupted(),
+    })
 }
 
 fn convert(name: &str, path: &Path, err: io::Error) -> Error {
@@ -383,7 +389,7 @@ impl LocalWriter {
     async fn settle(&mut self) -> Result<()> {
         match self.syncing.take() {
             Some(task) => {
-                let done = task.await.expect("file-system calls do not panic");
+                let done = ended(task.await)?;
                 done.map_err(|e| convert(&self.name, &self.path, e))
             }
             None => Ok(()),
@@ -396,9 +402,7 @@ impl ObjectWriter for LocalWriter {
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
         let (file, offset) = (self.file.clone(), self.len);
         self.len += bytes.len() as u64;
-        spawn_blocking(move || file.write_all_at(&bytes, offset))
-            .await
-            .expect("file-system calls do not panic")
+        ended(spawn_blocking(move || file.write_all_at(&bytes, offset)).await)?
             .map_err(|e| convert(&self.name, &self.path, e))?;
         if self.sync
             && self.len - self.synced >= SYNC_EVERY
@@ -420,24 +424,20 @@ impl ObjectWriter for LocalWriter {
             self.path.clone(),
             self.name.clone(),
         );
-        spawn_blocking(move || {
+        let finished = spawn_blocking(move || {
             if sync {
                 file.sync_all()?;
                 sync_dir(path.parent().ok_or(io::ErrorKind::InvalidInput)?)?;
             }
             Ok(meta_of(&name, &file.metadata()?))
-        })
-        .await
-        .expect("file-system calls do not panic")
-        .map_err(|e| convert(&self.name, &self.path, e))
+        });
+        ended(finished.await)?.map_err(|e| convert(&self.name, &self.path, e))
     }
 
     async fn abort(mut self: Box<Self>) -> Result<()> {
         let _ = self.settle().await;
         let path = self.path.clone();
-        spawn_blocking(move || fs::remove_file(path))
-            .await
-            .expect("file-system calls do not panic")
+        ended(spawn_blocking(move || fs::remove_file(path)).await)?
             .map_err(|e| convert(&self.name, &self.path, e))
     }
 }

@@ -112,6 +112,11 @@ pub trait ObjectWriter: Send {
     /// Appends bytes, waiting where the store is slower than the caller.
     async fn write(&mut self, bytes: Bytes) -> Result<()>;
 
+    /// Begins to send what was held back to be sent together with more. For who knows that nothing more comes, and has to wait before it finishes.
+    async fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes the object whole and durable.
     async fn finish(self: Box<Self>) -> Result<ObjectMeta>;
 

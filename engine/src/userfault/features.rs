@@ -133,8 +133,9 @@ impl Userfault {
         Ok(own(descriptor, false))
     }
 
-    /// Takes one that another process, of which `pidfd` is one, opened and agreed with the kernel about. It must have agreed on being told (`EVENT_REMOVE`,
-    /// `EVENT_REMAP`, `EVENT_UNMAP`) of whatever it does to its memory: what is not told gets the section's bytes again.
+    /// Takes one that another process, of which `pidfd` is one, opened and agreed with the kernel about. It must have agreed on being told
+    /// of whatever it does to its memory: dropped without that (`EVENT_REMOVE`) it gets the section's bytes again, moved (`EVENT_REMAP`) SIGBUS, and a
+    /// child (`EVENT_FORK`) zeros for what is missing.
     pub fn adopt(fd: OwnedFd, pidfd: OwnedFd) -> Result<Self> {
         let descriptor = Descriptor::adopt(fd)
             .map_err(|e| Error::invalid("the descriptor cannot be used").because(e))?;

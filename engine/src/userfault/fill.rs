@@ -1,7 +1,8 @@
 //! Filling memory that nobody asked for yet: what was named first, then everything in the section's order, giving way to faults.
 
-use std::{ops::Range, sync::Arc, thread, time::Duration};
+use std::{collections::VecDeque, ops::Range, sync::Arc, thread, time::Duration};
 
+use futures::FutureExt;
 use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +16,12 @@ use super::{
 use crate::{error::Result, lazy::SectionReader};
 
 /// Bytes decoded and installed at once, so that they are still in the processor's cache, and that faults are not held up.
-const PIECE: u64 = 64 << 10;
+const PIECE: u64 = 256 << 10;
+
+/// Bytes fetched by one request, and how many steps are fetched ahead of what is installed: a distant store gives what a node can take to many streams only,
+/// and what is fetched ahead must find room in memory.
+const FETCH_LEN: u64 = 4 << 20;
+const STEPS_AHEAD: u64 = 4;
 
 /// Bytes of zeros installed at once.
 const ZEROS_PIECE: u64 = 2 << 20;
@@ -52,8 +58,15 @@ struct Stretch {
 
 /// Bytes that are being fetched.
 struct Ahead {
-    section: Range<u64>,
-    task: JoinHandle<Result<()>>,
+    /// Where they begin in the section.
+    start: u64,
+    fetched: Doing<()>,
+}
+
+/// What may be done already, or is being done by a task.
+enum Doing<T> {
+    Done(Result<T>),
+    Task(JoinHandle<Result<T>>),
 }
 
 impl Filler<'_> {
@@ -77,7 +90,8 @@ impl Filler<'_> {
         buf: &mut Vec<u8>,
     ) -> Result<bool> {
         let mut at = wanted.start;
-        let mut ahead: Option<Ahead> = None;
+        let mut ahead: VecDeque<Ahead> = VecDeque::new();
+        let mut asked = at;
         loop {
             let len = steps.next(self.pace);
             if self.is_over() {
@@ -86,40 +100,44 @@ impl Filler<'_> {
             let Some(stretch) = self.target.absent(&(at..wanted.end), len) else {
                 return Ok(true);
             };
-            let came = match ahead.take() {
-                Some(a) if contains(&a.section, &stretch.section) => self.wait(a.task),
-                _ => self.wait(self.fetch(&stretch.section).task),
-            };
-            let Some(came) = came else {
-                return Ok(false);
-            };
-            came?;
-            ahead = self
-                .target
-                .absent(&(stretch.section.end..wanted.end), len)
-                .map(|next| self.fetch(&next.section));
+            let until = stretch.section.start + STEPS_AHEAD * len;
+            asked = asked.max(stretch.section.start);
+            while asked < until.max(stretch.section.end)
+                && let Some(next) = self.target.absent(&(asked..wanted.end), FETCH_LEN.min(len))
+            {
+                asked = next.section.end;
+                ahead.push_back(self.fetch(&next.section));
+            }
+            while ahead
+                .front()
+                .is_some_and(|fetch| fetch.start < stretch.section.end)
+                && let Some(fetch) = ahead.pop_front()
+            {
+                match self.wait(fetch.fetched) {
+                    Some(came) => came?,
+                    None => return Ok(false),
+                }
+            }
             at = self.fill_stretch(&stretch, buf)?;
         }
     }
 
-    /// Installs a stretch whose bytes are at hand, but no more than while nobody waits for a fault. Returns how far it came.
+    /// Installs a stretch whose bytes are at hand, or as much as one piece of it if somebody waits for a fault. Returns how far it came.
     fn fill_stretch(&self, stretch: &Stretch, buf: &mut Vec<u8>) -> Result<u64> {
         let (size, len) = (stretch.page_size, self.reader.len());
         let (reader, section) = (
             self.reader.clone(),
             stretch.section.start..stretch.section.end.min(len),
         );
-        let runs = self.wait(
-            self.runtime
-                .spawn(async move { reader.runs(section).await }),
-        );
+        let runs = self.wait(self.start(async move { reader.runs(section).await }));
         let Some(runs) = runs else {
             return Ok(stretch.section.start);
         };
         for (run, zeros) in page_runs(runs?, &stretch.section, size, len) {
             let piece_len = if zeros { ZEROS_PIECE } else { PIECE }.max(size);
             for start in run.clone().step_by(piece_len as usize) {
-                if self.pace.waiting() > 0 || self.is_over() {
+                let gives_way = self.pace.waiting() > 0 && start > stretch.section.start;
+                if gives_way || self.is_over() {
                     return Ok(start);
                 }
                 let piece = start..run.end.min(start + piece_len);
@@ -164,7 +182,7 @@ impl Filler<'_> {
             return Ok(true);
         }
         let (reader, start) = (self.reader.clone(), read.start);
-        let bytes = self.wait(self.runtime.spawn(async move {
+        let bytes = self.wait(self.start(async move {
             let mut bytes = vec![0; read_len];
             reader.read_at(&mut bytes, start).await.map(|()| bytes)
         }));
@@ -179,10 +197,21 @@ impl Filler<'_> {
         let section = section.start..section.end.min(self.reader.len());
         let (reader, range) = (self.reader.clone(), section.clone());
         Ahead {
-            section,
-            task: self
-                .runtime
-                .spawn(async move { reader.prefetch(&[range]).await }),
+            start: section.start,
+            fetched: self.start(async move { reader.prefetch(&[range]).await }),
+        }
+    }
+
+    /// Does at once what needs not wait for anything: a task would take longer to be woken. The rest becomes a task.
+    fn start<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Doing<T> {
+        let mut work = Box::pin(work);
+        let _entered = self.runtime.enter();
+        match (&mut work).now_or_never() {
+            Some(done) => Doing::Done(done),
+            None => Doing::Task(self.runtime.spawn(work)),
         }
     }
 
@@ -194,8 +223,12 @@ impl Filler<'_> {
         ended || self.closing.is_cancelled()
     }
 
-    /// Waits for a task; `None` if it is closed, or the runtime ends, before.
-    fn wait<T>(&self, mut task: JoinHandle<T>) -> Option<T> {
+    /// Waits until it is done; `None` if it is closed, or the runtime ends, before.
+    fn wait<T>(&self, doing: Doing<T>) -> Option<Result<T>> {
+        let mut task = match doing {
+            Doing::Done(done) => return Some(done),
+            Doing::Task(task) => task,
+        };
         futures::executor::block_on(async {
             tokio::select! {
                 done = &mut task => done.ok(),
@@ -230,10 +263,6 @@ impl Target<'_> {
         stretch.section.end = stretch.section.end.min(end);
         Some(stretch)
     }
-}
-
-fn contains(outer: &Range<u64>, inner: &Range<u64>) -> bool {
-    outer.start <= inner.start && inner.end <= outer.end
 }
 
 /// Installs a piece of a stretch, zeros if there are no bytes; false if the process changed its memory meanwhile.

@@ -18,7 +18,7 @@ use std::{
 
 use rustix::{
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg},
-    process::PidfdFlags,
+    process::{Pid, PidfdFlags},
 };
 use serde::Deserialize;
 use tokio::{
@@ -133,9 +133,13 @@ impl Socket {
         loop {
             let failed = |e| Error::target_action("accept on", self.path.display(), e);
             let (stream, _) = self.listener.accept().await.map_err(failed)?;
-            let pid = rustix::net::sockopt::socket_peercred(&stream)
-                .map_err(|e| failed(e.into()))?
-                .pid;
+            let pid = stream.peer_cred().map_err(failed)?.pid();
+            let Some(pid) = pid.and_then(Pid::from_raw) else {
+                tracing::error!(
+                    "a process of another pid namespace is not served: this program could not see whether it lives"
+                );
+                continue;
+            };
             match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
                 Ok(pidfd) => {
                     let pid = pid.as_raw_nonzero().get();

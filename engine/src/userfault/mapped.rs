@@ -89,11 +89,14 @@ impl MappedSection {
     }
 
     /// Maps a memfd privately: what is in it already, or comes to it for others, is there at once, and what is written here is seen here only.
+    /// To write to a huge page takes a free one, or raises SIGBUS.
     pub fn of(shared: &SharedMemory, options: ServeOptions) -> Result<Self> {
         let userfault = Userfault::open()?;
         let page_size = shared.page_size();
         let mut memory = Mapping::new(shared.len(), page_size as usize, |len| {
-            let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            // Else each clone would set aside as many huge pages as it might ever write.
+            let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
             // SAFETY: as above.
             unsafe {
                 rustix::mm::mmap(

@@ -23,6 +23,8 @@ mod server;
 mod space;
 mod sys;
 mod table;
+#[cfg(test)]
+mod traps;
 mod watchdog;
 
 pub use error::ServeError;

@@ -25,7 +25,7 @@ use super::{
     memfd::Memory,
     pace::Pace,
     serve,
-    space::{How, Outcome, Part, Space},
+    space::{How, News, Outcome, Part, Space},
     table::{Content, Region, Table},
     watchdog::Guarded,
 };
@@ -36,6 +36,9 @@ use crate::{
 
 /// How long a thread looks for the next fault before it sleeps: being woken takes longer than a fault.
 const SPIN: Duration = Duration::from_micros(50);
+
+/// Faults that a thread answers before it lets another one read on.
+const FEW_FAULTS: usize = 2;
 
 /// How often it is looked whether a process has ended of which nothing tells.
 const PROBE: Duration = Duration::from_secs(1);
@@ -125,7 +128,7 @@ struct Child {
 
 /// What somebody waited for.
 enum Waited {
-    Events,
+    News(Result<News, Errno>),
     Time,
     Ended,
     Closing,
@@ -160,6 +163,8 @@ impl MemoryServer {
             return Err(Error::invalid(what));
         }
         let table = Table::new(regions, reader.len())?;
+        let maps = reader.background();
+        runtime.spawn(async move { maps.load_maps().await });
         let total_bytes = table
             .mappings()
             .iter()
@@ -308,7 +313,8 @@ impl Shared {
 
     /// Sees to it that nobody reads on at an address whose bytes cannot be had.
     pub fn lose(&self, space: &Space, address: u64) -> Outcome {
-        if self.kill {
+        // Once it is closing, what is missing is poisoned.
+        if self.kill && !self.is_closing() {
             self.doom(space);
             return Outcome::Ended;
         }
@@ -396,21 +402,19 @@ impl Shared {
         let mut scratch = Vec::new();
         let mut busy = Instant::now();
         loop {
-            let news = {
-                // One thread waits, for the others it would be for the same events.
-                let _reading = space.reading.lock().unwrap_or_else(PoisonError::into_inner);
-                match self.wait(space, busy) {
-                    Waited::Closing => return,
-                    Waited::Ended => {
-                        space.set_ended();
-                        if !space.is_child {
-                            self.ended.send_replace(true);
-                        }
-                        return;
+            // One thread waits, for the others it would be for the same events.
+            let reading = space.reading.lock().unwrap_or_else(PoisonError::into_inner);
+            let news = match self.wait(space, busy) {
+                Waited::Closing => return,
+                Waited::Ended => {
+                    space.set_ended();
+                    if !space.is_child {
+                        self.ended.send_replace(true);
                     }
-                    Waited::Time => continue,
-                    Waited::Events => space.read(),
+                    return;
                 }
+                Waited::Time => continue,
+                Waited::News(news) => news,
             };
             let news = match news {
                 Ok(news) => news,
@@ -425,6 +429,8 @@ impl Shared {
                 self.adopt(child);
             }
             self.pace.count(news.faults.len());
+            // Waking another thread takes longer than to answer a fault or two.
+            let _reading = (news.faults.len() <= FEW_FAULTS).then_some(reading);
             for address in news.faults {
                 serve::fault(self, space, address, &mut scratch);
             }
@@ -454,6 +460,7 @@ impl Shared {
             if space.ended() {
                 return Waited::Ended;
             }
+            // Looking is cheaper for those who fault meanwhile than reading, which takes their locks.
             let spins = busy.elapsed() < SPIN;
             let timeout = if spins { Timespec::default() } else { probe };
             match poll(&mut fds, Some(&timeout)) {
@@ -462,13 +469,13 @@ impl Shared {
                 Ok(0) => return Waited::Time,
                 Ok(_) | Err(Errno::INTR) => {
                     if !fds[0].revents().is_empty() {
-                        return Waited::Events;
+                        return Waited::News(space.read());
                     }
                     if fds.get(2).is_some_and(|fd| !fd.revents().is_empty()) {
                         return Waited::Ended;
                     }
                 }
-                Err(_) => return Waited::Events,
+                Err(e) => return Waited::News(Err(e)),
             }
         }
     }

@@ -181,6 +181,19 @@ impl Descriptor {
         progress(result, copy.copy, copy.len)
     }
 
+    /// The same, and nobody is woken.
+    #[cfg(test)]
+    pub fn copy_quietly(&self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let mut copy = raw::uffdio_copy {
+            dst: address,
+            src: bytes.as_ptr().expose_provenance() as u64,
+            len: bytes.len() as u64,
+            mode: u64::from(raw::UFFDIO_COPY_MODE_DONTWAKE),
+            copy: 0,
+        };
+        self.request::<COPY, _>(&mut copy)
+    }
+
     /// Installs pages of zeros. Not in huge pages.
     pub fn zeros(&self, range: &Range<u64>) -> Progress {
         let mut zeros = raw::uffdio_zeropage {

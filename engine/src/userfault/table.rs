@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 pub(super) const WINDOW: u64 = 64 << 10;
 
 /// The smallest page.
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 
 /// The largest page that is served.
 const MAX_PAGE: u64 = 2 << 20;

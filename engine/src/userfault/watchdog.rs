@@ -9,6 +9,7 @@ use std::{
     io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -174,7 +175,8 @@ fn detach(socket: &OwnedFd, server: &OwnedFd) -> ! {
         let _ = rustix::process::chdir("/");
         let _ = rustix::thread::set_name(c"podsnap-watch");
         keep_only([socket.as_raw_fd(), server.as_raw_fd()]);
-        watch(socket, server);
+        // Whatever happens, what is the server's to do must not be done here as well.
+        let _ = catch_unwind(AssertUnwindSafe(|| watch(socket, server)));
     }
     // SAFETY: it ends the process, with nothing of the server's run before.
     unsafe { libc::_exit(0) }

@@ -31,7 +31,7 @@ use crate::{
 const GOOGLE: &str = "https://storage.googleapis.com";
 
 /// Requests that one store has under way at most, and so, but for a few that are being opened or closed, connections.
-const CONNECTIONS: usize = 64;
+const CONNECTIONS: usize = 128;
 
 /// An answer that is no object is never longer than this, in bytes: a page of a listing takes some megabytes.
 const MAX_ANSWER_LEN: usize = 16 << 20;

@@ -184,9 +184,7 @@ impl GcsWriter {
                 .insert(&self.object, bytes, Conditional::Absent)
                 .await;
         }
-        if !self.buffer.is_empty() {
-            self.begin_part().await?;
-        }
+        self.flush().await?;
         self.spare.clear();
         while let Some(done) = self.uploads.join_next().await {
             self.note(done)?;
@@ -303,6 +301,14 @@ async fn remove_if_there(client: &Client, object: &str) -> Result<bool> {
 impl ObjectWriter for GcsWriter {
     async fn write(&mut self, bytes: Bytes) -> Result<()> {
         self.write_all(&bytes).await
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        // An object of one part is sent as what it is.
+        if self.begun > 0 && !self.buffer.is_empty() {
+            self.begin_part().await?;
+        }
+        Ok(())
     }
 
     async fn finish(mut self: Box<Self>) -> Result<ObjectMeta> {

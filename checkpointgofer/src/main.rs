@@ -1,0 +1,163 @@
+//! The program `checkpointgofer`: started by runsc with a socket and an open file, ends when the sandbox closes the socket.
+
+use std::{
+    fs::File,
+    io::Read,
+    os::fd::{BorrowedFd, FromRawFd, OwnedFd},
+    process::ExitCode,
+};
+
+use checkpointgofer::{
+    arguments::{Arguments, Task},
+    logging,
+    options::{self, Options},
+    restore::Restoring,
+    save::{CaptureOptions, Saving},
+    server::{Files, Refusing, Server},
+    socket::Socket,
+};
+use podsnap_engine::{CancellationToken, Error, SaveOptions, SnapshotId, Store};
+use tokio::runtime::Handle;
+
+/// The exit code for arguments that make no sense.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = match Arguments::parse(std::env::args_os().skip(1)) {
+        Ok(args) => args,
+        Err(why) => {
+            eprintln!("checkpointgofer: {why}");
+            eprintln!(
+                "This is podsnap's checkpoint gofer for gVisor; runsc starts it. See docs/gvisor.md."
+            );
+            return USAGE.into();
+        }
+    };
+    let logs = args
+        .logs
+        .iter()
+        .map(|fd| take(*fd).map(File::from))
+        .collect();
+    match logs {
+        Ok(logs) => logging::start(logs, args.debug),
+        Err(why) => {
+            eprintln!("checkpointgofer: {why}");
+            return USAGE.into();
+        }
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            tracing::error!(why, "it ends with an error");
+            eprintln!("checkpointgofer: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Arguments) -> Result<(), String> {
+    let socket = Socket::new(take(args.socket)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("gofer-io")
+        .enable_all()
+        .build()
+        .map_err(|e| format!("cannot start threads: {e}"))?;
+    let entered = runtime.enter();
+    let ended = match prepare(args) {
+        Ok(prepared) => carry_out(args.task, prepared, runtime.handle(), socket),
+        // Said to the sandbox, it comes before whoever runs it.
+        Err(why) => {
+            serve(socket, &Refusing(why.clone()), || ());
+            Err(why)
+        }
+    };
+    drop(entered);
+    // A thread may still wait for a file of the sandbox's, which may be anything.
+    runtime.shutdown_background();
+    ended
+}
+
+/// What the options say.
+struct Prepared {
+    store: Store,
+    snapshot: SnapshotId,
+    save: SaveOptions,
+    capture: Option<CaptureOptions>,
+}
+
+fn prepare(args: &Arguments) -> Result<Prepared, String> {
+    let options = read_options(take(args.options)?.into())?;
+    let prepare = || {
+        let place = options.place()?;
+        for key in options.unknown() {
+            tracing::warn!(key, "gcs_opts.json has a key that means nothing");
+        }
+        tracing::info!(task = ?args.task, store = place.store, snapshot = %place.snapshot, "started");
+        Ok(Prepared {
+            store: options.open(&place)?,
+            snapshot: place.snapshot,
+            save: options.save_options()?,
+            capture: options.capture()?,
+        })
+    };
+    prepare().map_err(|e: Error| e.to_string())
+}
+
+fn carry_out(
+    task: Task,
+    prepared: Prepared,
+    runtime: &Handle,
+    socket: Socket,
+) -> Result<(), String> {
+    let Prepared {
+        store,
+        snapshot,
+        save,
+        capture,
+    } = prepared;
+    let (kind, runtime) = (task.kind(), runtime.clone());
+    match task {
+        Task::Save | Task::SaveFiles => {
+            let saving = Saving::new(runtime, store, snapshot, kind, save, capture);
+            serve(socket, &saving, || saving.hang_up());
+            saving.end().map(drop)
+        }
+        Task::Restore | Task::RestoreFiles => {
+            let cancel = CancellationToken::new();
+            let restoring = Restoring::new(runtime, store, snapshot, kind, cancel.clone());
+            serve(socket, &restoring, || cancel.cancel());
+            restoring.learn();
+            restoring.failed().map_or(Ok(()), Err)
+        }
+    }
+}
+
+/// Serves the sandbox until it closes the socket; `hang_up` then cancels what is under way.
+fn serve(socket: Socket, files: &dyn Files, hang_up: impl FnOnce()) {
+    let mut server = Server::new(socket, files);
+    if let Err(error) = server.run() {
+        tracing::error!(%error, "the control socket fails");
+    }
+    tracing::debug!("the sandbox has closed the socket");
+    hang_up();
+    drop(server);
+}
+
+fn read_options(file: File) -> Result<Options, String> {
+    let mut json = Vec::new();
+    file.take(options::MAX_LEN)
+        .read_to_end(&mut json)
+        .map_err(|e| format!("cannot read gcs_opts.json: {e}"))?;
+    Options::parse(&json).map_err(|e| e.to_string())
+}
+
+/// Takes a file descriptor over that runsc left open.
+fn take(fd: i32) -> Result<OwnedFd, String> {
+    // SAFETY: it is only asked whether it is open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)
+        .map_err(|e| format!("the file descriptor {fd} is not open: {e}"))?;
+    // SAFETY: it is open, and nothing in this process has it: each is named once, and this is before anything is opened.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
