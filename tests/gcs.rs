@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use podsnap::{
-    ErrorKind, NewSection, OpenOptions, Role, SaveOptions, Snapshot, Store,
+    CollectOptions, ErrorKind, NewSection, OpenOptions, Role, SaveOptions, Snapshot, Store,
     store::{GcsOptions, gcs::RetryPolicy},
 };
 use podsnap_gcs_server::{
@@ -233,7 +233,12 @@ async fn the_last_bytes_of_a_pack_do_not_wait_for_the_pack_before_it() {
         .rfind(|e| e.name.contains("-1.") && e.bytes_in > 0)
         .unwrap();
     let composed_at = first.at_ms + first.took_ms;
-    assert!(last.at_ms < composed_at, "{} not {}", last.at_ms, composed_at);
+    assert!(
+        last.at_ms < composed_at,
+        "{} not {}",
+        last.at_ms,
+        composed_at
+    );
     assert_bytes(&restored(&store, "a").await[0], &bytes, "a");
 }
 
@@ -360,6 +365,43 @@ async fn refusals_name_the_request_the_object_and_the_permission() {
     let refused = failure(expired.snapshot(&id("a")).await);
     assert_eq!(refused.kind(), ErrorKind::Forbidden, "{refused}");
     assert!(refused.to_string().contains("401"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn collecting_without_the_right_to_list_names_it_and_changes_nothing() {
+    let server = server();
+    server.configure(|c| c.rules.mutations_per_second = 0.0);
+    let store = agent(&server);
+    for name in ["a", "b"] {
+        let sections = vec![blob("x", &noise(1, 100_000))];
+        save(&store, name, sections, SaveOptions::default())
+            .await
+            .unwrap();
+    }
+    // Without the right to list, its packs are left to who has it.
+    store.remove(&id("a")).await.unwrap();
+    let before = objects(&server);
+    assert_eq!(before.len(), 3, "{before:?}");
+    let options = CollectOptions {
+        grace: Duration::ZERO,
+    };
+    for missing_without_list in [403, 404] {
+        server.configure(|c| c.rules.missing_without_list = missing_without_list);
+        let refused = failure(store.plan_collection(&options).await);
+        assert_eq!(refused.kind(), ErrorKind::Forbidden, "{refused}");
+        assert!(
+            refused.to_string().contains("storage.objects.list"),
+            "{refused}"
+        );
+        assert_eq!(objects(&server), before);
+    }
+    let owner = open_as(&server, OWNER_TOKEN);
+    for deleted in [0, 1] {
+        let plan = owner.plan_collection(&options).await.unwrap();
+        assert_eq!(owner.collect(plan).await.unwrap().deleted_objects, deleted);
+    }
+    assert_eq!(objects(&server).len(), 2);
+    assert_sound(&store, "b").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,8 @@
 //!
 //! A lease is an object, `<snapshot>/lease`, changed by compare-and-swap only. Whoever deletes a base looks at the leases first;
 //! a saver whose lease has run out, or was taken over, must give up. A lease whose writer is known to be dead (same machine, same boot,
-//! no such process; or this process, which has ended that attempt) or that has expired may be taken over, and what its attempts left behind is removed then.
+//! no such process; or this process, which has ended that attempt) or that has expired may be taken over. What the dead left behind is removed by who takes over
+//! and commits; what is left of one that has expired, and may be asleep, is left to collectors.
 
 use std::{
     collections::HashSet,
@@ -39,7 +40,7 @@ const MAX_LEASE_LEN: u64 = 1 << 20;
 pub struct LeaseRecord {
     /// The attempt that holds it; part of its packs' names. Sixteen hex digits.
     pub attempt: String,
-    /// Earlier attempts at this snapshot whose packs may still have to be removed.
+    /// Earlier attempts at this snapshot whose processes are known to be dead, and whose packs may still have to be removed.
     #[serde(default)]
     pub previous: Vec<String>,
     /// Snapshots that the save relies on.
@@ -142,7 +143,7 @@ impl LeaseRecord {
     }
 
     /// Whether it is certain that nobody holds the lease any more, though it has not expired.
-    fn is_abandoned(&self) -> bool {
+    pub(crate) fn is_abandoned(&self) -> bool {
         let Some(holder) = &self.holder else {
             return false;
         };
@@ -206,8 +207,7 @@ const MAX_TRIES: u32 = 8;
 const MARGIN: Duration = LEASE_TTL.checked_div(10).expect("ten is not zero");
 
 impl Lease {
-    /// Takes the lease of `snapshot` for `attempt`, over from a dead or expired holder if need be. What that one wrote stays for now: it
-    /// may be asleep, and wake up to commit. When this save has committed it no longer can.
+    /// Takes the lease of `snapshot` for `attempt`, over from a dead or expired holder if need be. What that one wrote stays for now.
     pub(crate) async fn acquire(
         store: &Store,
         snapshot: &SnapshotId,
@@ -222,7 +222,7 @@ impl Lease {
             holder: store.host().process(),
         };
         let underway = Underway::begin(&record.attempt);
-        let version = take(store, snapshot, &mut record).await?;
+        let (version, took_over) = take(store, snapshot, &mut record).await?;
         let state = Arc::new(State {
             store: store.clone(),
             snapshot: snapshot.clone(),
@@ -237,7 +237,6 @@ impl Lease {
             renewal,
             _underway: underway,
         };
-        let took_over = !lease.state.record.previous.is_empty();
         if took_over && is_committed(&**store.backend(), snapshot).await? {
             // The last holder committed and died before it could drop the lease: its packs are no leftovers.
             lease.release(None).await?;
@@ -314,7 +313,8 @@ impl Lease {
         self.state.lost.load(Ordering::SeqCst)
     }
 
-    /// Removes what the attempts before this one left. Only for one that has committed: the others can commit no more then.
+    /// Removes what the dead left that tried before this one. Only for one that has committed: what they sent and has not arrived yet can
+    /// commit no more then.
     pub(crate) async fn remove_previous(&self) -> Result<()> {
         let state = &*self.state;
         for attempt in &state.record.previous {
@@ -370,15 +370,19 @@ impl Drop for Lease {
     }
 }
 
-/// Makes the lease object `record`, with the attempts before it. Returns its version.
-async fn take(store: &Store, snapshot: &SnapshotId, record: &mut LeaseRecord) -> Result<Version> {
+/// Makes the lease object `record`, with the attempts before it of which nothing comes any more. Returns its version, and whether it may have been another's.
+async fn take(
+    store: &Store,
+    snapshot: &SnapshotId,
+    record: &mut LeaseRecord,
+) -> Result<(Version, bool)> {
     let (backend, host) = (&**store.backend(), store.host());
     let name = names::object(snapshot, names::LEASE);
     for _ in 0..MAX_TRIES {
         record.expires_unix_ms = host.now_unix_ms() + TTL_MS;
         match backend.put(&name, encode(record), Condition::Absent).await {
             Err(e) if e.kind() == ErrorKind::Conflict => {}
-            meta => return Ok(meta?.version),
+            meta => return Ok((meta?.version, false)),
         }
         let Some((old, version)) = read(backend, snapshot).await? else {
             // Another save of this snapshot ended just now.
@@ -387,7 +391,7 @@ async fn take(store: &Store, snapshot: &SnapshotId, record: &mut LeaseRecord) ->
         if old.attempt == record.attempt {
             // A write whose answer was lost, and that was sent again.
             record.previous = old.previous;
-            return Ok(version);
+            return Ok((version, true));
         }
         if old.is_live(host) {
             return Err(Error::new(
@@ -396,8 +400,11 @@ async fn take(store: &Store, snapshot: &SnapshotId, record: &mut LeaseRecord) ->
             )
             .hint("wait for it, or save under another id"));
         }
+        // One whose time is merely over may be asleep, and commit when this save's snapshot has come and gone: what it wrote is left to
+        // collectors.
+        let abandoned = old.is_abandoned();
         record.previous = old.previous;
-        record.previous.push(old.attempt);
+        record.previous.extend(abandoned.then_some(old.attempt));
         match backend
             .put(&name, encode(record), Condition::Matches(version))
             .await
@@ -406,7 +413,7 @@ async fn take(store: &Store, snapshot: &SnapshotId, record: &mut LeaseRecord) ->
             Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
                 record.previous.clear();
             }
-            meta => return Ok(meta?.version),
+            meta => return Ok((meta?.version, true)),
         }
     }
     Err(Error::new(

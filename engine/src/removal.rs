@@ -1,7 +1,8 @@
 //! Removing a snapshot: for readers it is gone at once, with its manifest; its packs go when nobody needs them.
 //!
 //! Packs that nobody needs before the manifest goes and after it are removed with it, in the same breath. All others wait for a collector
-//! (see [`crate::garbage`]), which takes its time. Whatever cannot be read, and whoever may only be asleep, counts as needing them.
+//! (see [`crate::garbage`]), which takes its time, as do packs under the snapshot's name that it does not need itself. Whatever cannot be read, and
+//! whoever may only be asleep, counts as needing them.
 
 use podsnap_format::SnapshotId;
 
@@ -44,7 +45,7 @@ pub struct RemoveStats {
 impl Store {
     /// Removes a snapshot. Nobody can open it afterwards. Packs that other snapshots borrow, or that a save relies on, stay until
     /// [`collect`](Store::collect) finds them to be garbage. What an earlier removal or a save that died left under the id is removed if the snapshot itself is
-    /// not there (any more). Fails with [`ErrorKind::Conflict`] while a save writes the snapshot.
+    /// not there (any more) and the process of that save is known to be dead. Fails with [`ErrorKind::Conflict`] while a save writes the snapshot.
     /// ```
     /// # use podsnap_engine as podsnap;
     /// # #[tokio::main]
@@ -118,11 +119,16 @@ impl Store {
             return Ok(stats);
         };
         let mut needed_by = before.users_of(id);
-        // Only what was there before is removed: what is there now may be of a new save of this id.
-        let mut own: Vec<ObjectMeta> = own_objects(&before.objects, id)
-            .filter(|object| object.name != manifest.name)
-            .cloned()
-            .collect();
+        // Only what was there before is removed, as what is there now may be of a new save of this id, and only what the manifest names, as
+        // the rest may be of a save that is asleep. Leases are gone already; one that is back is not for us.
+        let named = before.manifests.get(id);
+        let (own, others): (Vec<&ObjectMeta>, Vec<_>) = own_objects(&before.objects, id)
+            .filter(|object| object.name != manifest.name && !object.name.ends_with(names::LEASE))
+            .partition(|object| {
+                object.name.ends_with(names::WORKING_SET)
+                    || named.is_none_or(|named| named.contains(&object.name))
+            });
+        stats.kept(&others);
         if needed_by.is_empty() && !options.leave_packs {
             let after = Survey::of(self).await?;
             needed_by = after.users_of(id);
@@ -131,13 +137,11 @@ impl Store {
             }
         }
         if options.leave_packs || !needed_by.is_empty() {
-            stats.kept(own.iter());
+            stats.kept(&own);
             stats.needed_by = needed_by;
             return Ok(stats);
         }
-        // Leases are gone already; one that is back is not for us.
-        own.retain(|object| !object.name.ends_with(names::LEASE));
-        self.remove_all(own.iter(), &mut stats).await?;
+        self.remove_all(own.into_iter(), &mut stats).await?;
         Ok(stats)
     }
 
@@ -149,6 +153,13 @@ impl Store {
         }
         if let Some((record, _)) = survey.leases.get(id) {
             self.refuse_if_live(id, record)?;
+            if !record.is_abandoned() {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("the lease of the save of {id} has run out, but its process may only be asleep"),
+                )
+                .hint("podsnap gc removes what it left in its second pass; saving under the id goes at once"));
+            }
         }
         let users = survey.users_of(id);
         if !users.is_empty() {
@@ -277,7 +288,7 @@ impl Store {
 }
 
 impl RemoveStats {
-    fn kept<'a>(&mut self, objects: impl Iterator<Item = &'a ObjectMeta>) {
+    fn kept(&mut self, objects: &[&ObjectMeta]) {
         for object in objects {
             self.kept_objects += 1;
             self.kept_bytes += object.len;

@@ -38,8 +38,10 @@ impl Store {
     /// # Ok(()) }
     /// ```
     pub async fn plan_collection(&self, options: &CollectOptions) -> Result<CollectionPlan> {
-        let (seen, seen_version) = Seen::read(&**self.backend()).await?;
+        let seen = Seen::read(&**self.backend()).await;
+        // Without the right to list a store does not tell what is missing from what is refused, so that error is the one to know.
         let survey = Survey::of(self).await?;
+        let (seen, seen_version) = seen?;
         let now = self.host().now_unix_ms();
         let grace = match self.host().lacks(Safeguard::SecondPass) {
             true => None,

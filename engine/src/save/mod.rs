@@ -1,7 +1,8 @@
 //! Saving: a [`SnapshotWriter`] takes sections one after another and commits them all or not at all.
 //!
 //! Order of a save: lease, bases, packs, manifest (the commit), head, lease dropped. What fails before the manifest leaves nothing that
-//! anybody can see, and what was written is removed by the save itself or, if it was killed, by the next save of the same id.
+//! anybody can see, and what was written is removed by the save itself or, if it was killed, by the next save of the same id, if that can tell that
+//! it is dead, or by a collector.
 
 mod ahead;
 mod bases;
@@ -517,7 +518,9 @@ impl SnapshotWriter {
                         format!("it is not known whether {snapshot} was committed"),
                     )
                     .because(e)
-                    .hint("save it again under the same id: either it is there and whole, or what is left of it is removed then"));
+                    .hint(
+                        "save it again under the same id: that is refused if it is there and whole",
+                    ));
                 }
             },
         };
@@ -660,9 +663,10 @@ pub(crate) async fn end_for_the_dead(store: &Store, snapshot: &SnapshotId) -> Re
     if let Some(group) = &committed.metadata().group {
         heads::advance(store, group, snapshot, committed.metadata().created_unix_ms).await?;
     }
-    // No other attempt can commit any more.
+    // Only what nobody writes any more: one that is asleep could commit over what is gone, when this snapshot has been removed.
+    let dead = record.is_abandoned().then_some(&record.attempt);
     let ours = committed.directory().header.attempt;
-    for attempt in record.previous.iter().chain([&record.attempt]) {
+    for attempt in record.previous.iter().chain(dead) {
         match u64::from_str_radix(attempt, 16) {
             Ok(attempt) if attempt != ours => {
                 lease::remove_packs(backend, snapshot, attempt).await?;

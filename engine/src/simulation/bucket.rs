@@ -40,6 +40,10 @@ struct Objects {
     needs: HashMap<String, HashSet<String>>,
     /// Everything that was changed, by whom and when.
     log: Vec<String>,
+    /// Who changed each object, ever.
+    changed_by: BTreeMap<String, BTreeSet<String>>,
+    /// Writes of each object that came too late, as another had been there.
+    lost_swaps: BTreeMap<String, u64>,
     /// What must not happen, and did.
     wrong: Vec<String>,
 }
@@ -105,8 +109,18 @@ impl Bucket {
         self.objects.lock().unwrap().log.clone()
     }
 
-    fn note(&self, objects: &mut Objects, who: &str, what: String) {
+    pub(super) fn changed_by(&self) -> BTreeMap<String, BTreeSet<String>> {
+        self.objects.lock().unwrap().changed_by.clone()
+    }
+
+    pub(super) fn lost_swaps(&self) -> BTreeMap<String, u64> {
+        self.objects.lock().unwrap().lost_swaps.clone()
+    }
+
+    fn note(&self, objects: &mut Objects, who: &str, name: &str, what: String) {
         let at = self.begun.elapsed().as_millis();
+        let by = objects.changed_by.entry(name.to_owned()).or_default();
+        by.insert(who.to_owned());
         objects.log.push(format!("{at:>9} {who}: {what}"));
     }
 
@@ -126,6 +140,7 @@ impl Bucket {
             }
         };
         if !holds {
+            *objects.lost_swaps.entry(name.to_owned()).or_default() += 1;
             return Err(precondition(name));
         }
         objects.versions += 1;
@@ -137,7 +152,12 @@ impl Bucket {
             0..400 => String::from_utf8_lossy(&bytes).split_whitespace().collect(),
             len => format!("{len} bytes"),
         };
-        self.note(&mut objects, who, format!("put {name} {version}: {text}"));
+        self.note(
+            &mut objects,
+            who,
+            name,
+            format!("put {name} {version}: {text}"),
+        );
         let meta = meta(name, bytes.len(), version);
         objects
             .by_name
@@ -155,7 +175,7 @@ impl Bucket {
         }
         objects.by_name.remove(name);
         objects.needs.remove(name);
-        self.note(&mut objects, who, format!("delete {name}"));
+        self.note(&mut objects, who, name, format!("delete {name}"));
         let users: Vec<String> = objects
             .needs
             .iter()
@@ -231,6 +251,16 @@ pub(super) struct Weather {
     /// Whether machines sleep for longer than collectors wait.
     pub(super) long_sleeps: bool,
     pub(super) backwards: bool,
+}
+
+impl Weather {
+    pub(super) fn calm() -> Self {
+        Self {
+            faults: false,
+            long_sleeps: false,
+            backwards: false,
+        }
+    }
 }
 
 /// What one machine sees of the bucket. Clones are of the same machine.

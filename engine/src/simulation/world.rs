@@ -142,14 +142,18 @@ async fn computed() {
     waiting.await.unwrap().unwrap();
 }
 
-/// Runs a seed to its end.
-pub(super) fn run(setting: Setting) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+/// A runtime whose clock leaps over all waiting.
+pub(super) fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
-        .unwrap();
-    runtime.block_on(async {
+        .unwrap()
+}
+
+/// Runs a seed to its end.
+pub(super) fn run(setting: Setting) -> Outcome {
+    runtime().block_on(async {
         let chance = Arc::new(Chance::new(setting.seed));
         let weather = Weather {
             faults: true,
@@ -170,15 +174,23 @@ pub(super) fn run(setting: Setting) -> Outcome {
     })
 }
 
-impl World {
-    fn store(&self, link: &Link) -> Store {
+/// What a machine is made of, but for its link.
+pub(super) struct Machine {
+    pub(super) begun: Instant,
+    pub(super) chance: Arc<Chance>,
+    pub(super) lacks: Option<Safeguard>,
+}
+
+impl Machine {
+    /// The store as it is seen from the machine with that link.
+    pub(super) fn store(self, link: &Link) -> Store {
         let who = &link.who;
         let host = Clock {
             begun: self.begun,
             ahead_ms: self.chance.below(&format!("the clock of {who}"), 3_600_000),
-            chance: self.chance.clone(),
+            chance: self.chance,
             who: who.clone(),
-            lacks: self.setting.lacks,
+            lacks: self.lacks,
         };
         Store(Arc::new(crate::Inner {
             url: who.clone(),
@@ -188,6 +200,17 @@ impl World {
             host: Arc::new(host),
             reading: lazy::Shared::new(None),
         }))
+    }
+}
+
+impl World {
+    fn store(&self, link: &Link) -> Store {
+        let machine = Machine {
+            begun: self.begun,
+            chance: self.chance.clone(),
+            lacks: self.setting.lacks,
+        };
+        machine.store(link)
     }
 
     fn link(&self, who: &str) -> Link {
@@ -414,12 +437,7 @@ impl World {
     /// Lets the dust settle, collects what is left, and looks at what is there.
     async fn judge(&self) -> Outcome {
         sleep(Duration::from_secs(24 * 3600)).await;
-        let calm = Weather {
-            faults: false,
-            long_sleeps: false,
-            backwards: false,
-        };
-        let link = Link::new(&self.bucket, "judge", &self.chance, calm);
+        let link = Link::new(&self.bucket, "judge", &self.chance, Weather::calm());
         let store = self.store(&link);
         let mut wrong = std::mem::take(&mut self.told.lock().unwrap().wrong);
         let options = CollectOptions { grace: GRACE };
@@ -511,7 +529,7 @@ fn bytes_of(pages: &[u64]) -> Vec<u8> {
     pages.iter().flat_map(|seed| page(*seed)).collect()
 }
 
-async fn save(
+pub(super) async fn save(
     store: &Store,
     id: &SnapshotId,
     pages: &[u64],
