@@ -182,6 +182,18 @@ pub(crate) async fn read(
     Ok(Some((record, read.meta.version)))
 }
 
+/// As [`read`], for those who know that they may read here: what is refused then is not there. Without the right to list, a store does not tell
+/// the one from the other.
+pub(crate) async fn read_where_allowed(
+    backend: &dyn Backend,
+    snapshot: &SnapshotId,
+) -> Result<Option<(LeaseRecord, Version)>> {
+    match read(backend, snapshot).await {
+        Err(e) if e.is_absence() => Ok(None),
+        found => found,
+    }
+}
+
 /// A held lease, renewed in the background until it is released or dropped.
 pub(crate) struct Lease {
     state: Arc<State>,
@@ -257,7 +269,7 @@ impl Lease {
         if state.lost.load(Ordering::SeqCst) {
             return Err(state.is_lost());
         }
-        match read(&**state.store.backend(), &state.snapshot).await? {
+        match read_where_allowed(&**state.store.backend(), &state.snapshot).await? {
             Some((record, _)) if record.attempt == state.record.attempt => {
                 match state.holds_until(record.expires_unix_ms) {
                     true => Ok(()),
@@ -282,7 +294,7 @@ impl Lease {
         if state.lost.load(Ordering::SeqCst) {
             return Err(state.is_lost());
         }
-        let found = match read(&**state.store.backend(), &state.snapshot).await {
+        let found = match read_where_allowed(&**state.store.backend(), &state.snapshot).await {
             Ok(found) => found,
             // Nobody takes a lease away before its time.
             Err(error) if state.holds_until(state.expires_unix_ms.load(Ordering::SeqCst)) => {
@@ -349,7 +361,7 @@ impl Lease {
             // Not every store can delete a version only, and the lease that is there now may be somebody else's.
             let version = match known.take() {
                 Some(version) => version,
-                None => match read(backend, &state.snapshot).await? {
+                None => match read_where_allowed(backend, &state.snapshot).await? {
                     Some((found, version)) if found.attempt == state.record.attempt => version,
                     _ => return Ok(()),
                 },
@@ -478,7 +490,7 @@ impl State {
                 Err(e) => return Err(e),
             }
             // An earlier write may have arrived though its answer was lost: then the lease is still ours.
-            match read(backend, &self.snapshot).await? {
+            match read_where_allowed(backend, &self.snapshot).await? {
                 Some((found, version)) if found.attempt == record.attempt => {
                     *self.version.lock().expect("no panic while held") = version;
                 }

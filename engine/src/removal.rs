@@ -216,7 +216,9 @@ impl Store {
     /// An error while somebody writes the snapshot. One who died after the commit leaves a lease, which must not outlive the manifest: who
     /// takes it over would believe that its packs were never committed, and that nobody can have borrowed them.
     async fn end_save(&self, id: &SnapshotId) -> Result<()> {
-        let Some((record, version)) = lease::read(&**self.backend(), id).await? else {
+        // The manifest beside it was read just now.
+        let found = lease::read_where_allowed(&**self.backend(), id).await?;
+        let Some((record, version)) = found else {
             return Ok(());
         };
         self.refuse_if_live(id, &record)?;

@@ -653,7 +653,8 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
 /// A save killed between its commit and its end leaves its lease, and perhaps its group's head where it was: ends it.
 pub(crate) async fn end_for_the_dead(store: &Store, snapshot: &SnapshotId) -> Result<()> {
     let backend = &**store.backend();
-    let Some((record, version)) = lease::read(backend, snapshot)
+    // Its manifest was read just now, or listed.
+    let Some((record, version)) = lease::read_where_allowed(backend, snapshot)
         .await?
         .filter(|(record, _)| !record.is_live(store.host()))
     else {
