@@ -12,7 +12,8 @@ use crate::{context::Context, exit::Failure, report};
 ///
 /// Garbage is what removed snapshots left to those that borrowed from them, and what killed saves left. A pass notes what it finds in the
 /// store; what is still garbage when a later pass looks, after the time of grace, is deleted. Run it every day, from anywhere, also beside
-/// savers, restorers and other collectors. If anything in the store cannot be read, nothing is deleted.
+/// savers, restorers and other collectors. If anything in the store cannot be read, nothing is deleted. It needs the right to
+/// list the store's objects.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
