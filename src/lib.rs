@@ -90,8 +90,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A snapshot is complete in itself: restoring it never goes through its bases, it only reads some of their packs. That is why
-//! [`Store::remove`] refuses to remove a snapshot from which others borrow. Bases are of the same store always: nothing is ever shared
+//! A snapshot is complete in itself: restoring it never goes through its bases, it only reads some of their packs. So a base can be
+//! [removed](Store::remove) at any time: nobody can open it afterwards, and what others borrow stays. What nobody needs any more is found and deleted by
+//! [`Store::plan_collection`] and [`Store::collect`], to be called every day. Bases are of the same store always: nothing is ever shared
 //! between two paths of a bucket, so a path is a tenant.
 //!
 //! # Progress, and cancelling

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use podsnap::{
-    ErrorKind, NewSection, OpenOptions, Role, SaveOptions, Snapshot, Store,
+    CollectOptions, ErrorKind, NewSection, OpenOptions, Role, SaveOptions, Snapshot, Store,
     store::{GcsOptions, gcs::RetryPolicy},
 };
 use podsnap_gcs_server::{
@@ -155,7 +155,6 @@ async fn what_a_dead_save_left_is_removed_by_the_next_without_a_listing() {
     let server = server();
     server.configure(|c| c.rules.mutations_per_second = 0.0);
     let store = agent(&server);
-    // A store that refuses composes leaves the parts of a save whose process is gone.
     let owner = open_as(&server, OWNER_TOKEN);
     let bytes = noise(6, 7 << 20);
     save_one(&owner, "a", &bytes, SaveOptions::default()).await;
@@ -184,8 +183,20 @@ async fn what_a_dead_save_left_is_removed_by_the_next_without_a_listing() {
         let name = format!("tenant/store/a/pack-{attempt}-{part}.part");
         server.put(BUCKET, &name, b"a part");
     }
-    let lease = format!(r#"{{"attempt":"{attempt}","expires_unix_ms":1}}"#);
-    server.put(BUCKET, "tenant/store/a/lease", lease.as_bytes());
+    // Of a process of this machine that is no more. (What one left that may be asleep on another is a collector's, who may list.)
+    let namespace = std::fs::read_link("/proc/self/ns/pid").unwrap();
+    let lease = serde_json::json!({
+        "attempt": attempt,
+        "expires_unix_ms": 1,
+        "holder": {
+            "host": "here",
+            "boot": std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim(),
+            "pid_namespace": namespace.to_str().unwrap(),
+            "pid": 1 << 30,
+            "started": 1,
+        },
+    });
+    server.put(BUCKET, "tenant/store/a/lease", lease.to_string().as_bytes());
     server.clear_log();
     save_one(&store, "a", &bytes, SaveOptions::default()).await;
     let left = objects(&server);
@@ -233,7 +244,12 @@ async fn the_last_bytes_of_a_pack_do_not_wait_for_the_pack_before_it() {
         .rfind(|e| e.name.contains("-1.") && e.bytes_in > 0)
         .unwrap();
     let composed_at = first.at_ms + first.took_ms;
-    assert!(last.at_ms < composed_at, "{} not {}", last.at_ms, composed_at);
+    assert!(
+        last.at_ms < composed_at,
+        "{} not {}",
+        last.at_ms,
+        composed_at
+    );
     assert_bytes(&restored(&store, "a").await[0], &bytes, "a");
 }
 
@@ -360,6 +376,57 @@ async fn refusals_name_the_request_the_object_and_the_permission() {
     let refused = failure(expired.snapshot(&id("a")).await);
     assert_eq!(refused.kind(), ErrorKind::Forbidden, "{refused}");
     assert!(refused.to_string().contains("401"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn collecting_without_the_right_to_list_names_it_and_changes_nothing() {
+    let server = server();
+    server.configure(|c| c.rules.mutations_per_second = 0.0);
+    let store = agent(&server);
+    for name in ["a", "b"] {
+        let sections = vec![blob("x", &noise(1, 100_000))];
+        save(&store, name, sections, SaveOptions::default())
+            .await
+            .unwrap();
+    }
+    // Without the right to list, its packs are left to who has it.
+    store.remove(&id("a")).await.unwrap();
+    let before = objects(&server);
+    assert_eq!(before.len(), 3, "{before:?}");
+    let options = CollectOptions {
+        grace: Duration::ZERO,
+    };
+    for missing_without_list in [403, 404] {
+        server.configure(|c| c.rules.missing_without_list = missing_without_list);
+        let refused = failure(store.plan_collection(&options).await);
+        assert_eq!(refused.kind(), ErrorKind::Forbidden, "{refused}");
+        assert!(
+            refused.to_string().contains("storage.objects.list"),
+            "{refused}"
+        );
+        assert_eq!(objects(&server), before);
+    }
+    let owner = open_as(&server, OWNER_TOKEN);
+    for deleted in [0, 1] {
+        let plan = owner.plan_collection(&options).await.unwrap();
+        assert_eq!(owner.collect(plan).await.unwrap().deleted_objects, deleted);
+    }
+    assert_eq!(objects(&server).len(), 2);
+    assert_sound(&store, "b").await;
+}
+
+/// Such a store says of the lease no more than that it may not be there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saver_without_the_right_to_list_sees_that_its_lease_is_gone() {
+    let server = server();
+    server.configure(|c| c.rules.mutations_per_second = 0.0);
+    let store = agent(&server);
+    let mut writer = store.save(&id("a"), SaveOptions::default()).await.unwrap();
+    writer.add(blob("x", &noise(1, 100_000))).await.unwrap();
+    server.remove(BUCKET, "tenant/store/a/lease");
+    let lost = failure(writer.finish().await);
+    assert_eq!(lost.kind(), ErrorKind::Conflict, "{lost}");
+    assert_eq!(objects(&server), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use std::{
 };
 
 use podsnap::{
-    ErrorKind, Result, SaveOptions, Store,
+    CollectOptions, CollectStats, ErrorKind, Result, SaveOptions, Store,
     store::{Backend, Condition, LocalBackend, ReadRange, RemoteBackend},
 };
 use support::{
@@ -160,6 +160,15 @@ impl Scratch {
     }
 }
 
+/// A pass of a collector that waits for nothing.
+async fn collect(store: &Store) -> CollectStats {
+    let options = CollectOptions {
+        grace: Duration::ZERO,
+    };
+    let plan = store.plan_collection(&options).await.unwrap();
+    store.collect(plan).await.unwrap()
+}
+
 fn in_group() -> SaveOptions {
     SaveOptions {
         group: Some("g".into()),
@@ -233,13 +242,26 @@ async fn a_lease_that_ran_out_is_taken_over_and_what_it_left_goes() {
             .await
             .unwrap();
         let taken = scratch.lease_of("s").await.unwrap();
-        assert_eq!(taken.previous, ["00000000000000bb", "00000000000000aa"]);
+        // Only of those that are known to be dead: the one whose time is over may be asleep.
+        assert_eq!(taken.previous, ["00000000000000bb"]);
         assert_ne!(taken.attempt, old.attempt);
         assert!(taken.expires_unix_ms > now() + 60_000);
         writer.finish().await.unwrap();
         let mut expected = own_names(&scratch.store, "s").await;
-        expected.extend(["s/notes".to_owned(), "t/pack-00000000000000aa-0".to_owned()]);
+        expected.insert("s/notes".to_owned());
+        let mut for_now = expected.clone();
+        for pack in [
+            "s/pack-00000000000000aa-0",
+            "s/pack-00000000000000aa-1",
+            "t/pack-00000000000000aa-0",
+        ] {
+            for_now.insert(pack.to_owned());
+        }
+        assert_eq!(scratch.names().await, for_now);
+        assert_eq!(collect(&scratch.store).await.kept_objects, 3);
+        assert_eq!(collect(&scratch.store).await.deleted_objects, 3);
         assert_eq!(scratch.names().await, expected);
+        assert_sound(&scratch.store, "s").await;
     }
 }
 
@@ -312,7 +334,17 @@ async fn a_lease_is_taken_over_at_once_if_its_holder_is_known_to_be_dead() {
                 .save("s")
                 .await
                 .unwrap_or_else(|e| panic!("{holder:?}: {e}"));
-            scratch.store.remove(&id("s")).await.unwrap();
+            let names = scratch.names().await;
+            assert!(
+                !names
+                    .iter()
+                    .any(|name| name.starts_with("s/pack-00000000000000aa-")),
+                "{names:?}"
+            );
+            // Of an attempt that nobody knows anything of, so it stays for a collector.
+            assert!(names.contains("s/pack-00000000000000bb-0"), "{names:?}");
+            let removed = scratch.store.remove(&id("s")).await.unwrap();
+            assert_eq!((removed.kept_objects, removed.needed_by), (1, Vec::new()));
         }
         child.wait().unwrap();
         scratch.put_lease("s", &held_by(living)).await;
@@ -331,12 +363,25 @@ async fn a_lease_that_is_no_lease_stops_those_who_would_have_to_heed_it() {
             let e = failure(scratch.save("s").await);
             assert_eq!(e.kind(), ErrorKind::Damaged, "{e}");
             assert!(e.to_string().contains("s/lease"), "{e}");
-            let e = failure(scratch.store.remove(&id("base")).await);
-            assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
-            assert!(e.to_string().contains("perhaps a save of s"), "{e}");
+            let names = scratch.names().await;
+            let packs = names.iter().filter(|name| name.contains("/pack-")).count();
+            let removed = scratch.store.remove(&id("base")).await.unwrap();
+            assert_eq!(removed.kept_objects, packs as u64);
+            assert!(
+                removed.needed_by[0].contains("perhaps s, which cannot be read"),
+                "{removed:?}"
+            );
+            for _ in 0..2 {
+                let stats = collect(&scratch.store).await;
+                assert_eq!(stats.deleted_objects, 0);
+            }
+            scratch.save("base").await.unwrap();
         }
         scratch.backend.delete("s/lease", None).await.unwrap();
         scratch.store.remove(&id("base")).await.unwrap();
+        for _ in 0..2 {
+            collect(&scratch.store).await;
+        }
         assert_eq!(scratch.names().await, BTreeSet::new());
     }
 }
@@ -390,7 +435,7 @@ async fn a_saver_whose_lease_ran_out_or_is_gone_gives_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_others_need_is_not_removed() {
+async fn what_others_need_outlives_its_snapshot() {
     for scratch in stores() {
         let store = &scratch.store;
         let bytes = noise(1, 300_000);
@@ -398,31 +443,184 @@ async fn what_others_need_is_not_removed() {
         let more = [&bytes[..], &noise(2, 100_000)].concat();
         save_one(store, "b", &more, on_base("a")).await;
         save_one(store, "c", &more, on_base("b")).await;
-        let before = scratch.names().await;
+        let packs = scratch.names().await;
+        let packs = packs.iter().filter(|name| name.contains("/pack-"));
         for (needed, by) in [
-            ("a", ["snapshot b", "snapshot c"]),
-            ("b", ["snapshot c", ""]),
+            ("a", &["snapshot b", "snapshot c"][..]),
+            ("b", &["snapshot c"]),
         ] {
-            let e = failure(store.remove(&id(needed)).await);
-            assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
-            assert!(by.iter().all(|by| e.to_string().contains(by)), "{e}");
-            assert_eq!(scratch.names().await, before);
+            let removed = store.remove(&id(needed)).await.unwrap();
+            assert_eq!(removed.needed_by, by);
+            assert_eq!(
+                failure(store.snapshot(&id(needed)).await).kind(),
+                ErrorKind::NotFound
+            );
+            for _ in 0..2 {
+                assert_eq!(collect(store).await.deleted_objects, 0);
+            }
+            let now = scratch.names().await;
+            assert!(packs.clone().all(|pack| now.contains(pack)));
+            assert_eq!(scratch.head().await, None);
+            assert_sound(store, "c").await;
         }
-        // What cannot be read may need anything.
-        let manifest = scratch.read("c/manifest").await.unwrap();
-        scratch.put("c/manifest", "garbage").await;
-        let e = failure(store.remove(&id("b")).await);
-        assert!(e.to_string().contains("perhaps snapshot c"), "{e}");
-        scratch.put("c/manifest", manifest).await;
-        for (name, next_head) in [("c", Some("a")), ("b", Some("a")), ("a", None)] {
-            let own = own_names(store, name).await;
-            let stats = store.remove(&id(name)).await.unwrap();
-            assert_eq!(stats.objects, own.len() as u64);
-            assert_eq!(scratch.head().await.as_deref(), next_head);
-        }
+        store.remove(&id("c")).await.unwrap();
+        assert_eq!(collect(store).await.deleted_objects, 0);
+        let left = packs.clone().filter(|pack| !pack.starts_with("c/"));
+        assert_eq!(collect(store).await.deleted_objects, left.count() as u64);
         assert_eq!(scratch.names().await, BTreeSet::new());
         let e = failure(store.remove(&id("a")).await);
         assert_eq!(e.kind(), ErrorKind::NotFound);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_base_of_fifty_snapshots_goes_and_all_fifty_restore() {
+    for scratch in stores() {
+        let store = &scratch.store;
+        let bytes = noise(1, 300_000);
+        save_one(store, "base", &bytes, in_group()).await;
+        for number in 0..50 {
+            let own = [&bytes[..], &noise(100 + number, 20_000)].concat();
+            // Some borrow from the base itself, some through another one.
+            let base = match number % 5 {
+                0 => "base".to_owned(),
+                _ => format!("s{}", number - 1),
+            };
+            save_one(store, &format!("s{number}"), &own, on_base(&base)).await;
+        }
+        let removed = store.remove(&id("base")).await.unwrap();
+        assert_eq!(removed.needed_by.len(), 50);
+        for _ in 0..2 {
+            assert_eq!(collect(store).await.deleted_objects, 0);
+        }
+        for number in 0..50 {
+            let own = [&bytes[..], &noise(100 + number, 20_000)].concat();
+            let found = restored(store, &format!("s{number}")).await;
+            assert_bytes(&found[0], &own, "one of fifty");
+        }
+        for number in 0..50 {
+            store.remove(&id(&format!("s{number}"))).await.unwrap();
+        }
+        for _ in 0..2 {
+            collect(store).await;
+        }
+        assert_eq!(scratch.names().await, BTreeSet::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_heeds_leases_and_takes_away_those_that_are_dead_in_two_passes() {
+    for scratch in stores() {
+        let store = &scratch.store;
+        save_one(store, "base", &noise(1, 300_000), SaveOptions::default()).await;
+        let relying = LeaseRecord {
+            bases: vec!["base".into()],
+            ..lease()
+        };
+        scratch.put_lease("s", &relying).await;
+        scratch.put("s/pack-00000000000000aa-0", "unfinished").await;
+        scratch.put("s/notes", "somebody's").await;
+        store.remove(&id("base")).await.unwrap();
+        let all = scratch.names().await;
+        for _ in 0..2 {
+            assert_eq!(collect(store).await.deleted_objects, 0);
+            assert_eq!(scratch.names().await, all);
+        }
+        let dead = LeaseRecord {
+            expires_unix_ms: now() - 1,
+            ..relying
+        };
+        scratch.put_lease("s", &dead).await;
+        assert_eq!(collect(store).await.deleted_objects, 0);
+        // Renewed in between, by a holder that slept: it is another one than was seen.
+        scratch.put_lease("s", &dead).await;
+        assert_eq!(collect(store).await.deleted_objects, 0);
+        let options = CollectOptions {
+            grace: Duration::from_secs(3600),
+        };
+        let plan = store.plan_collection(&options).await.unwrap();
+        assert!(plan.delete.is_empty(), "{plan:?}");
+        assert_eq!(plan.foreign_objects, 1);
+        assert_eq!(collect(store).await.deleted_objects, all.len() as u64 - 1);
+        assert_eq!(
+            scratch.names().await,
+            BTreeSet::from(["s/notes".to_owned()])
+        );
+    }
+}
+
+/// The plan is made, then the saver wakes up: it renews its lease, or commits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_over_a_saver_that_woke_up_since_deletes_nothing() {
+    for scratch in stores() {
+        for commits in [false, true] {
+            let store = &scratch.store;
+            let bytes = noise(1, 300_000);
+            save_one(store, "base", &bytes, SaveOptions::default()).await;
+            let mut writer = store.save(&id("s"), on_base("base")).await.unwrap();
+            writer.add(blob("x", &bytes)).await.unwrap();
+            let ours = scratch.lease_of("s").await.unwrap();
+            let expired = LeaseRecord {
+                expires_unix_ms: now() - 1,
+                ..ours.clone()
+            };
+            scratch.put_lease("s", &expired).await;
+            store.remove(&id("base")).await.unwrap();
+            assert_eq!(collect(store).await.deleted_objects, 0);
+            let options = CollectOptions {
+                grace: Duration::ZERO,
+            };
+            let plan = store.plan_collection(&options).await.unwrap();
+            assert!(plan.delete.len() >= 2, "{plan:?}");
+            scratch.put_lease("s", &ours).await;
+            if commits {
+                writer.finish().await.unwrap();
+                // As if it had been killed before it could drop its lease.
+                scratch.put_lease("s", &expired).await;
+            }
+            let stats = store.collect(plan).await.unwrap();
+            assert!(stats.stopped.unwrap().contains("the save of s"));
+            assert_eq!(stats.deleted_objects, 0);
+            if commits {
+                assert_bytes(&restored(store, "s").await[0], &bytes, "s");
+                store.remove(&id("s")).await.unwrap();
+            }
+            scratch.backend.delete("s/lease", None).await.unwrap();
+            for _ in 0..2 {
+                collect(store).await;
+            }
+            assert_eq!(scratch.names().await, BTreeSet::new());
+        }
+    }
+}
+
+/// A saver sleeps just before its commit, longer than its lease holds and longer than a collector waits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saver_that_commits_after_its_lease_was_taken_away_takes_its_snapshot_back() {
+    for scratch in stores() {
+        let bytes = noise(1, 300_000);
+        save_one(&scratch.store, "base", &bytes, in_group()).await;
+        let (hook, open, mut reached) = hold(Call::Put, "s/manifest");
+        let store = scratch.watched(hook);
+        let saving = tokio::spawn(async move {
+            save(&store, "s", vec![blob("x", &noise(1, 300_000))], in_group()).await
+        });
+        reached.wait_for(|reached| *reached).await.unwrap();
+        let expired = LeaseRecord {
+            expires_unix_ms: now() - 1,
+            ..scratch.lease_of("s").await.unwrap()
+        };
+        scratch.put_lease("s", &expired).await;
+        scratch.store.remove(&id("base")).await.unwrap();
+        for _ in 0..2 {
+            collect(&scratch.store).await;
+        }
+        assert_eq!(scratch.names().await, BTreeSet::new());
+        open.send_replace(true);
+        let e = failure(saving.await.unwrap());
+        assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+        assert!(e.to_string().contains("the lease on s was lost"), "{e}");
+        assert_eq!(scratch.names().await, BTreeSet::new());
     }
 }
 
@@ -435,7 +633,19 @@ async fn what_a_dead_save_left_can_be_removed_and_what_a_living_one_writes_canno
         let e = failure(scratch.store.remove(&id("s")).await);
         assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
         assert_eq!(scratch.names().await, before);
+        // Perhaps it is only asleep.
         scratch.put_lease("s", &expired()).await;
+        let e = failure(scratch.store.remove(&id("s")).await);
+        assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+        assert_eq!(scratch.names().await, before);
+        let mut child = sleeping();
+        let dead = LeaseRecord {
+            holder: Some(holder(child.id())),
+            ..expired()
+        };
+        child.kill().unwrap();
+        child.wait().unwrap();
+        scratch.put_lease("s", &dead).await;
         assert_eq!(scratch.store.remove(&id("s")).await.unwrap().objects, 4);
         let left = ["s/notes", "t/pack-00000000000000aa-0"].map(str::to_owned);
         assert_eq!(scratch.names().await, BTreeSet::from(left));
@@ -530,15 +740,12 @@ async fn packs_stay_for_a_save_that_took_its_lease_in_time() {
         reached.wait_for(|reached| *reached).await.unwrap();
         let mut writer = scratch.store.save(&id("s"), on_base("base")).await.unwrap();
         open.send_replace(true);
-        let e = failure(removing.await.unwrap());
-        assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
-        assert!(e.to_string().contains("its packs stay"), "{e}");
-        assert!(e.to_string().contains("the save of s"), "{e}");
+        let removed = removing.await.unwrap().unwrap();
+        assert_eq!(removed.needed_by, ["the save of s that is under way"]);
         // Nor can what is left of it be removed now.
-        assert_eq!(
-            failure(scratch.store.remove(&id("base")).await).kind(),
-            ErrorKind::Conflict
-        );
+        let e = failure(scratch.store.remove(&id("base")).await);
+        assert_eq!(e.kind(), ErrorKind::Conflict);
+        assert!(e.to_string().contains("the save of s"), "{e}");
         writer.add(blob("x", &bytes)).await.unwrap();
         assert_eq!(writer.finish().await.unwrap().new_bytes, 0);
         assert_sound(&scratch.store, "s").await;
@@ -557,22 +764,32 @@ async fn packs_stay_for_a_save_that_took_its_lease_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_base_is_not_removed_under_a_save_nor_under_one_that_borrows_through_it() {
+async fn packs_stay_under_a_save_and_under_one_that_borrows_through_another() {
     for scratch in stores() {
         let bytes = noise(1, 300_000);
         save_one(&scratch.store, "a", &bytes, SaveOptions::default()).await;
         save_one(&scratch.store, "b", &bytes, on_base("a")).await;
-        let writer = scratch.store.save(&id("c"), on_base("b")).await.unwrap();
-        for name in ["a", "b"] {
-            let e = failure(scratch.store.remove(&id(name)).await);
+        let mut writer = scratch.store.save(&id("c"), on_base("b")).await.unwrap();
+        for name in ["b", "a"] {
+            let removed = scratch.store.remove(&id(name)).await.unwrap();
             assert!(
-                e.to_string().contains("the save of c that is under way"),
-                "{e}"
+                removed
+                    .needed_by
+                    .contains(&"the save of c that is under way".to_owned()),
+                "{removed:?}"
             );
+            for _ in 0..2 {
+                assert_eq!(collect(&scratch.store).await.deleted_objects, 0);
+            }
         }
-        writer.abort().await.unwrap();
-        scratch.store.remove(&id("b")).await.unwrap();
-        scratch.store.remove(&id("a")).await.unwrap();
+        writer.add(blob("x", &bytes)).await.unwrap();
+        assert_eq!(writer.finish().await.unwrap().new_bytes, 0);
+        assert_bytes(&restored(&scratch.store, "c").await[0], &bytes, "c");
+        scratch.store.remove(&id("c")).await.unwrap();
+        for _ in 0..2 {
+            collect(&scratch.store).await;
+        }
+        assert_eq!(scratch.names().await, BTreeSet::new());
     }
 }
 

@@ -1,7 +1,4 @@
-//! What a store holds: listing snapshots, and removing one that nobody relies on.
-//!
-//! Both need LIST. Removing is careful: whoever borrows from the snapshot, or is saving against it, keeps it; what cannot be read
-//! keeps it too. The manifest goes before the packs, and these only if nobody has come to rely on them meanwhile.
+//! What a store holds: listing its snapshots, and finding a group's newest when its head goes. Both need the right to list.
 
 use futures::{StreamExt, TryStreamExt, stream};
 use podsnap_format::SnapshotId;
@@ -9,7 +6,8 @@ use podsnap_format::SnapshotId;
 use crate::{
     Store,
     error::{Error, ErrorKind, Result},
-    heads, lease, names,
+    garbage::{place_of, snapshot_of, unreadable},
+    heads, names,
     snapshot::Snapshot,
     store::{Condition, ObjectMeta},
 };
@@ -37,17 +35,6 @@ pub struct Listed {
     pub borrows_from: Vec<String>,
     /// Why its manifest cannot be read, if it cannot.
     pub problem: Option<String>,
-}
-
-/// What a removal did.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct RemoveStats {
-    /// The snapshot.
-    pub snapshot: String,
-    /// Objects removed.
-    pub objects: u64,
-    /// Their bytes.
-    pub bytes: u64,
 }
 
 impl Store {
@@ -104,105 +91,8 @@ impl Store {
         Ok(listed)
     }
 
-    /// Removes a snapshot that no other borrows from and no save relies on; otherwise refuses and says who does. What an
-    /// earlier removal or a save that died left under the id is removed as well, if the snapshot itself is not there (any more).
-    /// ```
-    /// # use podsnap_engine as podsnap;
-    /// # #[tokio::main]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # use podsnap::{Input, NewSection, Role};
-    /// use podsnap::{ErrorKind, SaveOptions, Store};
-    ///
-    /// let store = Store::open("memory://remove")?;
-    /// # let bytes: Vec<u8> = (0..100_000_u32).flat_map(|n| n.wrapping_mul(n | 0x9e37_79b9).to_le_bytes()).collect();
-    /// for (id, base) in [("first", None), ("second", Some("first"))] {
-    ///     let options = SaveOptions {
-    ///         bases: base.into_iter().map(str::parse).collect::<Result<_, _>>()?,
-    ///         ..SaveOptions::default()
-    ///     };
-    ///     let mut writer = store.save(&id.parse()?, options).await?;
-    /// #   let input = Input::stream(std::io::Cursor::new(bytes.clone()), "bytes");
-    ///     writer.add(NewSection::blob(Role::Memory, "", input)).await?;
-    ///     writer.finish().await?;
-    /// }
-    /// let refused = store.remove(&"first".parse()?).await.unwrap_err();
-    /// assert_eq!(refused.kind(), ErrorKind::Conflict); // second borrows from it
-    /// store.remove(&"second".parse()?).await?;
-    /// store.remove(&"first".parse()?).await?;
-    /// assert!(store.list().await?.is_empty());
-    /// # Ok(()) }
-    /// ```
-    pub async fn remove(&self, id: &SnapshotId) -> Result<RemoveStats> {
-        let backend = &**self.backend();
-        let name = names::object(id, names::MANIFEST);
-        let manifest = match backend.head(&name).await {
-            Ok(meta) => Some(meta),
-            Err(e) if e.kind() == ErrorKind::NotFound => None,
-            Err(e) => return Err(e),
-        };
-        let refuse_used = |users: Vec<String>| match users.is_empty() {
-            true => Ok(()),
-            false => Err(Error::new(
-                ErrorKind::Conflict,
-                format!("{id} is needed by {}", users.join(", ")),
-            )
-            .hint("remove those first, or export them and import them again")),
-        };
-        let mut stats = RemoveStats {
-            snapshot: id.to_string(),
-            objects: 0,
-            bytes: 0,
-        };
-        if let Some(manifest) = &manifest {
-            refuse_used(self.users_of(id).await?)?;
-            // The head goes first: a removal that is cut short after it can be repeated as a whole. And once more when this
-            // snapshot is gone, as another removal may have made it the head in between.
-            let group = self.group_of(id).await?;
-            if let Some(group) = &group {
-                self.move_head_away(group, id).await?;
-            }
-            backend.delete(&name, Some(&manifest.version)).await?;
-            if let Some(group) = &group {
-                self.move_head_away(group, id).await?;
-            }
-            stats.objects += 1;
-            stats.bytes += manifest.len;
-        }
-        // Only what is there now is removed below: a save of this id that begins behind the check is not touched.
-        let objects = self.list_objects().await?;
-        if manifest.is_none() && own_objects(&objects, id).next().is_none() {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("there is no snapshot {id} in {}", self.url()),
-            ));
-        }
-        // A save that took its lease before the manifest went may rely on the packs.
-        let users = self.users_of(id).await?;
-        if manifest.is_some() && !users.is_empty() {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                format!(
-                    "{id} is gone, but its packs stay: meanwhile {} came to need them",
-                    users.join(", ")
-                ),
-            )
-            .hint("remove it once more when that has ended"));
-        }
-        refuse_used(users)?;
-        for object in own_objects(&objects, id) {
-            match backend.delete(&object.name, Some(&object.version)).await {
-                // A lease that a new save has taken over.
-                Err(e) if e.kind() == ErrorKind::Conflict => continue,
-                deleted => deleted?,
-            }
-            stats.objects += 1;
-            stats.bytes += object.len;
-        }
-        Ok(stats)
-    }
-
     /// The group of a snapshot. A manifest that cannot be read says none; then no head is moved, and a save finds out by itself.
-    async fn group_of(&self, id: &SnapshotId) -> Result<Option<String>> {
+    pub(crate) async fn group_of(&self, id: &SnapshotId) -> Result<Option<String>> {
         match self.snapshot(id).await {
             Ok(snapshot) => Ok(snapshot.metadata().group.clone()),
             Err(e) if unreadable(&e) || e.kind() == ErrorKind::NotFound => Ok(None),
@@ -210,55 +100,17 @@ impl Store {
         }
     }
 
-    async fn list_objects(&self) -> Result<Vec<ObjectMeta>> {
+    pub(crate) async fn list_objects(&self) -> Result<Vec<ObjectMeta>> {
         self.backend().list("").await.map_err(|e| match e.kind() {
             ErrorKind::Forbidden => {
-                e.hint("listing and removing need the right to list the store's objects")
+                e.hint("listing snapshots and collecting garbage need the right to list the store's objects (storage.objects.list on Google Cloud Storage), unlike saving and restoring")
             }
             _ => e,
         })
     }
 
-    /// Snapshots that borrow from `id` and saves that rely on it. Whatever cannot be read is taken to.
-    async fn users_of(&self, id: &SnapshotId) -> Result<Vec<String>> {
-        let objects = self.list_objects().await?;
-        let mut users = Vec::new();
-        for object in &objects {
-            if let Some(other) = snapshot_of(object, names::MANIFEST).filter(|other| other != id) {
-                match self.snapshot(&other).await {
-                    Ok(snapshot)
-                        if snapshot.directory().packs.iter().any(|p| p.snapshot == *id) =>
-                    {
-                        users.push(format!("snapshot {other}"));
-                    }
-                    Ok(_) => {}
-                    Err(e) if e.kind() == ErrorKind::NotFound => {}
-                    Err(e) if unreadable(&e) => {
-                        users.push(format!("perhaps snapshot {other}, which cannot be read"))
-                    }
-                    Err(e) => return Err(e),
-                }
-            }
-            if let Some(other) = snapshot_of(object, names::LEASE) {
-                match lease::read(&**self.backend(), &other).await {
-                    Ok(Some((record, _))) if record.is_live() => {
-                        if other == *id || record.bases.iter().any(|base| base == id.as_str()) {
-                            users.push(format!("the save of {other} that is under way"));
-                        }
-                    }
-                    Ok(_) => {}
-                    Err(e) if unreadable(&e) => users.push(format!(
-                        "perhaps a save of {other}, whose lease cannot be read"
-                    )),
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        Ok(users)
-    }
-
     /// If `id` is the head of its group, the newest other snapshot of the group takes its place, or nothing does.
-    async fn move_head_away(&self, group: &str, id: &SnapshotId) -> Result<()> {
+    pub(crate) async fn move_head_away(&self, group: &str, id: &SnapshotId) -> Result<()> {
         let backend = &**self.backend();
         let mut moved = false;
         for _ in 0..MAX_TRIES {
@@ -273,7 +125,7 @@ impl Store {
                 (None, None) => return Ok(()),
                 (None, Some(next)) => {
                     let (snapshot, created) = (&next.snapshot, next.created_unix_ms);
-                    heads::advance(backend, group, snapshot, created).await
+                    heads::advance(self, group, snapshot, created).await
                 }
                 (Some((head, _)), Some(next)) if head == *next => return Ok(()),
                 (Some((head, _)), _)
@@ -338,32 +190,13 @@ impl Store {
     }
 }
 
-/// Errors that are about one object, and not about the store.
-fn unreadable(e: &Error) -> bool {
-    matches!(
-        e.kind(),
-        ErrorKind::Damaged | ErrorKind::Missing | ErrorKind::Unsupported | ErrorKind::InvalidInput
-    )
-}
-
-/// The snapshot whose `last` component this object is.
-fn snapshot_of(object: &ObjectMeta, last: &str) -> Option<SnapshotId> {
-    let (id, name) = object.name.split_once('/')?;
-    (name == last && id != names::HEADS).then(|| id.parse().ok())?
-}
-
 /// The objects that belong to `id` alone. Anything whose name is none of ours is left alone.
-fn own_objects<'a>(
+pub(crate) fn own_objects<'a>(
     objects: &'a [ObjectMeta],
     id: &SnapshotId,
 ) -> impl Iterator<Item = &'a ObjectMeta> {
-    objects.iter().filter(move |object| {
-        object.name.split_once('/').is_some_and(|(dir, name)| {
-            dir == id.as_str()
-                && (names::is_of_pack(name)
-                    || [names::MANIFEST, names::LEASE, names::WORKING_SET].contains(&name))
-        })
-    })
+    let own = move |object: &&ObjectMeta| place_of(object).is_some_and(|(owner, _)| owner == *id);
+    objects.iter().filter(own)
 }
 
 fn describe(snapshot: &Snapshot, stored_bytes: u64) -> Listed {

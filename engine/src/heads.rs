@@ -113,11 +113,12 @@ pub(crate) fn encode(head: &Head) -> bytes::Bytes {
 
 /// Makes `snapshot` the head of `group`, unless the head is newer already.
 pub(crate) async fn advance(
-    backend: &dyn Backend,
+    store: &Store,
     group: &str,
     snapshot: &SnapshotId,
     created_unix_ms: u64,
 ) -> Result<()> {
+    let backend = &**store.backend();
     let bytes = encode(&Head {
         snapshot: snapshot.clone(),
         created_unix_ms,
@@ -126,7 +127,7 @@ pub(crate) async fn advance(
         if tried > 0 {
             // A random wait, so that many savers who end at once do not stay in step.
             let longest = MAX_WAIT_MS.min(1 << tried.min(16));
-            let wait = uuid::Uuid::new_v4().as_u64_pair().0 % longest;
+            let wait = store.host().draw() % longest;
             tokio::time::sleep(Duration::from_millis(wait)).await;
         }
         let condition = match read(backend, group).await? {

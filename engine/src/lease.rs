@@ -2,16 +2,17 @@
 //!
 //! A lease is an object, `<snapshot>/lease`, changed by compare-and-swap only. Whoever deletes a base looks at the leases first;
 //! a saver whose lease has run out, or was taken over, must give up. A lease whose writer is known to be dead (same machine, same boot,
-//! no such process; or this process, which has ended that attempt) or that has expired may be taken over, and what its attempts left behind is removed then.
+//! no such process; or this process, which has ended that attempt) or that has expired may be taken over. What the dead left behind is removed by who takes over
+//! and commits; what is left of one that has expired, and may be asleep, is left to collectors.
 
 use std::{
     collections::HashSet,
     fs,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use podsnap_format::{SnapshotId, header::PackName};
@@ -19,13 +20,17 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 
 use crate::{
+    Store,
     error::{Error, ErrorKind, Result},
+    host::{Host, Safeguard},
     names,
     store::{Backend, Condition, ReadRange, Version},
 };
 
 /// How long a lease holds unless it is renewed. Renewals come three times as often.
 pub const LEASE_TTL: Duration = Duration::from_secs(600);
+
+const TTL_MS: u64 = LEASE_TTL.as_millis() as u64;
 
 /// A lease longer than this, in bytes, is not one of ours.
 const MAX_LEASE_LEN: u64 = 1 << 20;
@@ -35,7 +40,7 @@ const MAX_LEASE_LEN: u64 = 1 << 20;
 pub struct LeaseRecord {
     /// The attempt that holds it; part of its packs' names. Sixteen hex digits.
     pub attempt: String,
-    /// Earlier attempts at this snapshot whose packs may still have to be removed.
+    /// Earlier attempts at this snapshot whose processes are known to be dead, and whose packs may still have to be removed.
     #[serde(default)]
     pub previous: Vec<String>,
     /// Snapshots that the save relies on.
@@ -64,7 +69,7 @@ pub struct Holder {
 }
 
 impl Holder {
-    fn this_process() -> Option<Self> {
+    pub(crate) fn this_process() -> Option<Self> {
         let read = |path: &str| {
             fs::read_to_string(path)
                 .ok()
@@ -126,20 +131,19 @@ fn started(pid: u32) -> Option<u64> {
         .flatten()
 }
 
-pub(crate) fn now_unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis() as u64)
-}
-
 impl LeaseRecord {
     /// Whether the lease still binds anybody.
-    pub(crate) fn is_live(&self) -> bool {
-        now_unix_ms() < self.expires_unix_ms && !self.is_abandoned()
+    pub(crate) fn is_live(&self, host: &dyn Host) -> bool {
+        !self.is_expired(host) && !self.is_abandoned()
+    }
+
+    /// Whether its time is over. Its holder may not know that yet.
+    pub(crate) fn is_expired(&self, host: &dyn Host) -> bool {
+        self.expires_unix_ms <= host.now_unix_ms()
     }
 
     /// Whether it is certain that nobody holds the lease any more, though it has not expired.
-    fn is_abandoned(&self) -> bool {
+    pub(crate) fn is_abandoned(&self) -> bool {
         let Some(holder) = &self.holder else {
             return false;
         };
@@ -147,12 +151,12 @@ impl LeaseRecord {
         holder.is_dead() || ours && !Underway::attempts().contains(&self.attempt)
     }
 
-    fn describe(&self) -> String {
+    fn describe(&self, host: &dyn Host) -> String {
         let who = match &self.holder {
             Some(holder) => format!("process {} on {}", holder.pid, holder.host),
             None => "somebody".to_owned(),
         };
-        let left = self.expires_unix_ms.saturating_sub(now_unix_ms()) / 1000;
+        let left = self.expires_unix_ms.saturating_sub(host.now_unix_ms()) / 1000;
         format!("{who}, whose lease holds for another {left} s unless it is renewed")
     }
 }
@@ -178,6 +182,18 @@ pub(crate) async fn read(
     Ok(Some((record, read.meta.version)))
 }
 
+/// As [`read`], for those who know that they may read here: what is refused then is not there. Without the right to list, a store does not tell
+/// the one from the other.
+pub(crate) async fn read_where_allowed(
+    backend: &dyn Backend,
+    snapshot: &SnapshotId,
+) -> Result<Option<(LeaseRecord, Version)>> {
+    match read(backend, snapshot).await {
+        Err(e) if e.is_absence() => Ok(None),
+        found => found,
+    }
+}
+
 /// A held lease, renewed in the background until it is released or dropped.
 pub(crate) struct Lease {
     state: Arc<State>,
@@ -186,20 +202,26 @@ pub(crate) struct Lease {
 }
 
 struct State {
-    backend: Arc<dyn Backend>,
+    store: Store,
     snapshot: SnapshotId,
+    /// As it was taken.
     record: LeaseRecord,
     version: Mutex<Version>,
+    /// When it ends, as was last written.
+    expires_unix_ms: AtomicU64,
     lost: AtomicBool,
 }
 
 /// Times a lease is tried to be taken while others come and go.
 const MAX_TRIES: u32 = 8;
 
+/// A lease that holds for less than this is as good as over: what is done under it has to arrive in the store.
+const MARGIN: Duration = LEASE_TTL.checked_div(10).expect("ten is not zero");
+
 impl Lease {
-    /// Takes the lease of `snapshot` for `attempt`, over from a dead or expired holder if need be.
+    /// Takes the lease of `snapshot` for `attempt`, over from a dead or expired holder if need be. What that one wrote stays for now.
     pub(crate) async fn acquire(
-        backend: &Arc<dyn Backend>,
+        store: &Store,
         snapshot: &SnapshotId,
         attempt: u64,
         bases: Vec<String>,
@@ -208,17 +230,17 @@ impl Lease {
             attempt: format!("{attempt:016x}"),
             previous: Vec::new(),
             bases,
-            expires_unix_ms: now_unix_ms() + LEASE_TTL.as_millis() as u64,
-            holder: Holder::this_process(),
+            expires_unix_ms: 0,
+            holder: store.host().process(),
         };
         let underway = Underway::begin(&record.attempt);
-        let version = take(&**backend, snapshot, &mut record).await?;
-        let previous = record.previous.clone();
+        let (version, took_over) = take(store, snapshot, &mut record).await?;
         let state = Arc::new(State {
-            backend: backend.clone(),
+            store: store.clone(),
             snapshot: snapshot.clone(),
-            record,
             version: Mutex::new(version),
+            expires_unix_ms: record.expires_unix_ms.into(),
+            record,
             lost: AtomicBool::new(false),
         });
         let renewal = tokio::spawn(renew(state.clone()));
@@ -227,68 +249,122 @@ impl Lease {
             renewal,
             _underway: underway,
         };
-        if !previous.is_empty() && is_committed(&**backend, snapshot).await? {
+        if took_over && is_committed(&**store.backend(), snapshot).await? {
             // The last holder committed and died before it could drop the lease: its packs are no leftovers.
-            lease.release().await?;
+            lease.release(None).await?;
             return Err(Error::new(
                 ErrorKind::Conflict,
                 format!("the snapshot {snapshot} exists already"),
             ));
         }
-        for attempt in previous {
-            if let Ok(attempt) = u64::from_str_radix(&attempt, 16) {
-                let removed = remove_packs(&**backend, snapshot, attempt).await?;
-                tracing::info!(%snapshot, removed, "removed what an unfinished save had left");
-            }
-        }
         Ok(lease)
     }
 
     /// An error unless the lease is still ours and will be for a while. Asks the store.
-    pub(crate) async fn check(&self, snapshot: &SnapshotId) -> Result<()> {
-        let lost = || {
-            Error::new(
-                ErrorKind::Conflict,
-                format!("the lease on {snapshot} was lost: somebody took it over, or it ran out"),
-            )
-            .hint("nothing was committed; save again")
-        };
-        if self.state.lost.load(Ordering::SeqCst) {
-            return Err(lost());
+    pub(crate) async fn check(&self) -> Result<()> {
+        let state = &*self.state;
+        if state.store.host().lacks(Safeguard::LeaseCheck) {
+            return Ok(());
         }
-        let margin = LEASE_TTL.as_millis() as u64 / 10;
-        match read(&*self.state.backend, snapshot).await? {
-            Some((record, _)) if record.attempt == self.state.record.attempt => {
-                match now_unix_ms() + margin <= record.expires_unix_ms {
+        if state.lost.load(Ordering::SeqCst) {
+            return Err(state.is_lost());
+        }
+        match read_where_allowed(&**state.store.backend(), &state.snapshot).await? {
+            Some((record, _)) if record.attempt == state.record.attempt => {
+                match state.holds_until(record.expires_unix_ms) {
                     true => Ok(()),
-                    false => Err(lost()),
+                    false => Err(state.is_lost()),
                 }
             }
             _ => {
-                self.state.lost.store(true, Ordering::SeqCst);
-                Err(lost())
+                state.lost.store(true, Ordering::SeqCst);
+                Err(state.is_lost())
             }
         }
     }
 
-    /// Gives the lease up; whoever took it over keeps theirs.
-    pub(crate) async fn release(self) -> Result<()> {
+    /// Whether the lease was ours without a break until now, when the manifest stands. One that has run out and that nobody has
+    /// touched is renewed: who deletes takes a dead lease away first, and looks for the manifest then. Returns the lease's version
+    /// if it is known.
+    pub(crate) async fn confirm(&self) -> Result<Option<Version>> {
+        let state = &*self.state;
+        if state.store.host().lacks(Safeguard::LeaseCheck) {
+            return Ok(None);
+        }
+        if state.lost.load(Ordering::SeqCst) {
+            return Err(state.is_lost());
+        }
+        let found = match read_where_allowed(&**state.store.backend(), &state.snapshot).await {
+            Ok(found) => found,
+            // Nobody takes a lease away before its time.
+            Err(error) if state.holds_until(state.expires_unix_ms.load(Ordering::SeqCst)) => {
+                tracing::warn!(snapshot = %state.snapshot, %error, "the lease could not be read after the commit");
+                return Ok(None);
+            }
+            Err(e) => return Err(e),
+        };
+        match found {
+            Some((record, version)) if record.attempt == state.record.attempt => {
+                if state.holds_until(record.expires_unix_ms) {
+                    return Ok(Some(version));
+                }
+                match state.renew().await? {
+                    true => Ok(None),
+                    false => Err(state.is_lost()),
+                }
+            }
+            _ => {
+                state.lost.store(true, Ordering::SeqCst);
+                Err(state.is_lost())
+            }
+        }
+    }
+
+    /// Whether it is certain that the lease is not ours any more.
+    pub(crate) fn lost(&self) -> bool {
+        self.state.lost.load(Ordering::SeqCst)
+    }
+
+    /// Removes what the dead left that tried before this one. Only for one that has committed: what they sent and has not arrived yet can
+    /// commit no more then.
+    pub(crate) async fn remove_previous(&self) -> Result<()> {
+        let state = &*self.state;
+        for attempt in &state.record.previous {
+            if let Ok(attempt) = u64::from_str_radix(attempt, 16) {
+                let backend = &**state.store.backend();
+                let removed = remove_packs(backend, &state.snapshot, attempt).await?;
+                tracing::info!(snapshot = %state.snapshot, removed, "removed what an unfinished save had left");
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends an attempt that will not commit. The attempts before it are not forgotten: the lease stays then, over, for the next save.
+    pub(crate) async fn give_up(self) -> Result<()> {
+        if self.state.record.previous.is_empty() {
+            return self.release(None).await;
+        }
         self.renewal.abort();
-        if self.state.lost.load(Ordering::SeqCst) {
+        self.state.write(0).await.map(drop)
+    }
+
+    /// Gives the lease up; whoever took it over keeps theirs. `known` is its version, if it was read just now.
+    pub(crate) async fn release(self, mut known: Option<Version>) -> Result<()> {
+        self.renewal.abort();
+        let state = &*self.state;
+        if state.lost.load(Ordering::SeqCst) {
             return Ok(());
         }
-        let State {
-            backend,
-            snapshot,
-            record,
-            ..
-        } = &*self.state;
-        let name = names::object(snapshot, names::LEASE);
+        let backend = &**state.store.backend();
+        let name = names::object(&state.snapshot, names::LEASE);
         for _ in 0..MAX_TRIES {
             // Not every store can delete a version only, and the lease that is there now may be somebody else's.
-            let version = match read(&**backend, snapshot).await? {
-                Some((found, version)) if found.attempt == record.attempt => version,
-                _ => return Ok(()),
+            let version = match known.take() {
+                Some(version) => version,
+                None => match read_where_allowed(backend, &state.snapshot).await? {
+                    Some((found, version)) if found.attempt == state.record.attempt => version,
+                    _ => return Ok(()),
+                },
             };
             match backend.delete(&name, Some(&version)).await {
                 // A renewal that was on its way has arrived, or somebody took the lease over.
@@ -306,17 +382,19 @@ impl Drop for Lease {
     }
 }
 
-/// Makes the lease object `record`, with the attempts before it. Returns its version.
+/// Makes the lease object `record`, with the attempts before it of which nothing comes any more. Returns its version, and whether it may have been another's.
 async fn take(
-    backend: &dyn Backend,
+    store: &Store,
     snapshot: &SnapshotId,
     record: &mut LeaseRecord,
-) -> Result<Version> {
+) -> Result<(Version, bool)> {
+    let (backend, host) = (&**store.backend(), store.host());
     let name = names::object(snapshot, names::LEASE);
     for _ in 0..MAX_TRIES {
+        record.expires_unix_ms = host.now_unix_ms() + TTL_MS;
         match backend.put(&name, encode(record), Condition::Absent).await {
             Err(e) if e.kind() == ErrorKind::Conflict => {}
-            meta => return Ok(meta?.version),
+            meta => return Ok((meta?.version, false)),
         }
         let Some((old, version)) = read(backend, snapshot).await? else {
             // Another save of this snapshot ended just now.
@@ -325,17 +403,20 @@ async fn take(
         if old.attempt == record.attempt {
             // A write whose answer was lost, and that was sent again.
             record.previous = old.previous;
-            return Ok(version);
+            return Ok((version, true));
         }
-        if old.is_live() {
+        if old.is_live(host) {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                format!("{snapshot} is being written by {}", old.describe()),
+                format!("{snapshot} is being written by {}", old.describe(host)),
             )
             .hint("wait for it, or save under another id"));
         }
+        // One whose time is merely over may be asleep, and commit when this save's snapshot has come and gone: what it wrote is left to
+        // collectors.
+        let abandoned = old.is_abandoned();
         record.previous = old.previous;
-        record.previous.push(old.attempt);
+        record.previous.extend(abandoned.then_some(old.attempt));
         match backend
             .put(&name, encode(record), Condition::Matches(version))
             .await
@@ -344,7 +425,7 @@ async fn take(
             Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {
                 record.previous.clear();
             }
-            meta => return Ok(meta?.version),
+            meta => return Ok((meta?.version, true)),
         }
     }
     Err(Error::new(
@@ -380,15 +461,27 @@ async fn renew(state: Arc<State>) {
 impl State {
     /// Makes the lease hold for another term. Returns whether it is still ours.
     async fn renew(&self) -> Result<bool> {
+        let expires = self.store.host().now_unix_ms() + TTL_MS;
+        let ours = self.write(expires).await?;
+        match ours {
+            true => self.expires_unix_ms.store(expires, Ordering::SeqCst),
+            false => self.lost.store(true, Ordering::SeqCst),
+        }
+        Ok(ours)
+    }
+
+    /// Writes when the lease ends, unless it is no longer ours.
+    async fn write(&self, expires_unix_ms: u64) -> Result<bool> {
+        let backend = &**self.store.backend();
         let name = names::object(&self.snapshot, names::LEASE);
         let record = LeaseRecord {
-            expires_unix_ms: now_unix_ms() + LEASE_TTL.as_millis() as u64,
+            expires_unix_ms,
             ..self.record.clone()
         };
         for _ in 0..MAX_TRIES {
             let version = self.version.lock().expect("no panic while held").clone();
             let condition = Condition::Matches(version);
-            match self.backend.put(&name, encode(&record), condition).await {
+            match backend.put(&name, encode(&record), condition).await {
                 Ok(meta) => {
                     *self.version.lock().expect("no panic while held") = meta.version;
                     return Ok(true);
@@ -396,16 +489,30 @@ impl State {
                 Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}
                 Err(e) => return Err(e),
             }
-            // An earlier renewal may have arrived though its answer was lost: then the lease is still ours.
-            match read(&*self.backend, &self.snapshot).await? {
+            // An earlier write may have arrived though its answer was lost: then the lease is still ours.
+            match read_where_allowed(backend, &self.snapshot).await? {
                 Some((found, version)) if found.attempt == record.attempt => {
                     *self.version.lock().expect("no panic while held") = version;
                 }
                 _ => break,
             }
         }
-        self.lost.store(true, Ordering::SeqCst);
         Ok(false)
+    }
+
+    fn holds_until(&self, expires_unix_ms: u64) -> bool {
+        self.store.host().now_unix_ms() + MARGIN.as_millis() as u64 <= expires_unix_ms
+    }
+
+    fn is_lost(&self) -> Error {
+        Error::new(
+            ErrorKind::Conflict,
+            format!(
+                "the lease on {} was lost: somebody took it over, or it ran out",
+                self.snapshot
+            ),
+        )
+        .hint("nothing was committed; save again")
     }
 }
 
@@ -453,31 +560,33 @@ mod tests {
     use crate::store::RemoteBackend;
 
     /// A lease with an hour-old term.
-    async fn taken(store: &str) -> (Arc<dyn Backend>, State, u64) {
-        let backend: Arc<dyn Backend> = Arc::new(RemoteBackend::memory(store));
+    async fn taken(name: &str) -> (Arc<dyn Backend>, State, u64) {
+        let backend: Arc<dyn Backend> = Arc::new(RemoteBackend::memory(name));
+        let store = Store::from_backend(name, backend.clone(), None);
+        let old = store.host().now_unix_ms() - 3_600_000;
         let record = LeaseRecord {
             attempt: "00000000000000aa".into(),
             previous: Vec::new(),
             bases: Vec::new(),
-            expires_unix_ms: now_unix_ms() - 3_600_000,
+            expires_unix_ms: old,
             holder: None,
         };
         let snapshot: SnapshotId = "s".parse().unwrap();
         let put = backend.put("s/lease", encode(&record), Condition::Absent);
         let version = put.await.unwrap().version;
-        let old = record.expires_unix_ms;
         let state = State {
-            backend: backend.clone(),
+            store,
             snapshot,
             record,
             version: Mutex::new(version),
+            expires_unix_ms: old.into(),
             lost: AtomicBool::new(false),
         };
         (backend, state, old)
     }
 
     async fn expiry(state: &State) -> u64 {
-        let (record, _) = read(&*state.backend, &state.snapshot)
+        let (record, _) = read(&**state.store.backend(), &state.snapshot)
             .await
             .unwrap()
             .unwrap();

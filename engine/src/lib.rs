@@ -16,8 +16,10 @@ pub mod diff;
 mod error;
 mod export;
 mod frames;
+mod garbage;
 pub mod gvisor;
 mod heads;
+mod host;
 pub mod inspect;
 mod key_file;
 mod lazy;
@@ -27,8 +29,11 @@ pub mod mount;
 mod names;
 mod printable;
 mod progress;
+mod removal;
 pub mod restore;
 mod save;
+#[cfg(test)]
+mod simulation;
 mod snapshot;
 pub mod source;
 pub mod store;
@@ -39,9 +44,10 @@ mod wait;
 
 use std::sync::{Arc, OnceLock};
 
-pub use catalog::{Listed, RemoveStats};
+pub use catalog::Listed;
 pub use error::{Error, ErrorKind, Result};
 pub use export::ExportStats;
+pub use garbage::{CollectOptions, CollectStats, CollectionPlan, Garbage};
 pub use heads::Head;
 pub use key_file::read_key;
 pub use lazy::{CacheOptions, Recording, Run, SectionReader, WorkingSet};
@@ -52,6 +58,7 @@ pub use podsnap_format::{Digest, Key, Role, SectionInfo, Shape, SnapshotId};
 pub use podsnap_gpu as gpu;
 pub use printable::{printable, printable_message};
 pub use progress::{Progress, ProgressSnapshot};
+pub use removal::{RemoveOptions, RemoveStats};
 pub use restore::{RestoreOptions, RestoreStats};
 pub use save::{Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotWriter};
 pub use snapshot::Snapshot;
@@ -93,7 +100,8 @@ struct Inner {
     url: String,
     backend: Arc<dyn store::Backend>,
     key: Option<Key>,
-    pool: OnceLock<rayon::ThreadPool>,
+    pool: Arc<OnceLock<rayon::ThreadPool>>,
+    host: Arc<dyn host::Host>,
     /// What the readers of its snapshots share.
     reading: Arc<lazy::Shared>,
 }
@@ -142,7 +150,8 @@ impl Store {
             url: url.to_owned(),
             backend: Arc::new(store::Checked(backend)),
             key,
-            pool: OnceLock::new(),
+            pool: Arc::default(),
+            host: Arc::new(host::System),
             reading: lazy::Shared::new(None),
         }))
     }
@@ -169,7 +178,8 @@ impl Store {
             url: self.0.url.clone(),
             backend: self.0.backend.clone(),
             key: self.0.key.clone(),
-            pool: OnceLock::new(),
+            pool: self.0.pool.clone(),
+            host: self.0.host.clone(),
             reading: lazy::Shared::new(Some(cache)),
         }))
     }
@@ -186,6 +196,10 @@ impl Store {
 
     pub(crate) fn key(&self) -> Option<&Key> {
         self.0.key.as_ref()
+    }
+
+    pub(crate) fn host(&self) -> &dyn host::Host {
+        &*self.0.host
     }
 
     pub(crate) fn reading(&self) -> &Arc<lazy::Shared> {

@@ -16,6 +16,9 @@ pub(crate) const WORKING_SET: &str = "working-set";
 /// Directory of the newest snapshots of all groups; no snapshot may be called so.
 pub(crate) const HEADS: &str = "heads";
 
+/// What collectors have seen to be garbage. Snapshots cannot be called like its directory.
+pub(crate) const GARBAGE: &str = ".garbage/seen";
+
 /// Whether this is a pack, or a part of one (`PACK.N.part`, see SPEC.md).
 pub(crate) fn is_of_pack(name: &str) -> bool {
     let pack = match name.split_once('.') {

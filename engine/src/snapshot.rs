@@ -239,6 +239,11 @@ impl Snapshot {
         }
     }
 
+    /// The version of the manifest or export that was opened.
+    pub(crate) fn version(&self) -> &Version {
+        &self.version
+    }
+
     /// The snapshot's id.
     pub fn id(&self) -> &SnapshotId {
         &self.directory.header.snapshot

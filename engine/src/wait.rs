@@ -43,7 +43,7 @@ impl Store {
         loop {
             // The lease goes behind the manifest, so it is looked at first.
             let saving = match lease::read(&**self.backend(), id).await {
-                Ok(found) => found.is_some_and(|(record, _)| record.is_live()),
+                Ok(found) => found.is_some_and(|(record, _)| record.is_live(self.host())),
                 Err(e) if e.is_absence() => false,
                 Err(e) => return Err(e),
             };

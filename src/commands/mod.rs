@@ -6,6 +6,7 @@ mod completions;
 pub mod demo;
 mod diff;
 mod export;
+mod gc;
 mod import;
 mod inspect;
 mod ls;
@@ -33,6 +34,7 @@ pub enum Command {
     Diff(diff::Args),
     Ls(ls::Args),
     Rm(rm::Args),
+    Gc(gc::Args),
     Export(export::Args),
     Import(import::Args),
     Bench(bench::Args),
@@ -56,6 +58,7 @@ pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
         Command::Diff(args) => diff::run(args, context).await,
         Command::Ls(args) => ls::run(args, context).await,
         Command::Rm(args) => rm::run(args, context).await,
+        Command::Gc(args) => gc::run(args, context).await,
         Command::Export(args) => export::run(args, context).await,
         Command::Import(args) => import::run(args, context).await,
         Command::Bench(args) => bench::run(args, context).await,

@@ -1,7 +1,8 @@
 //! Saving: a [`SnapshotWriter`] takes sections one after another and commits them all or not at all.
 //!
 //! Order of a save: lease, bases, packs, manifest (the commit), head, lease dropped. What fails before the manifest leaves nothing that
-//! anybody can see, and what was written is removed by the save itself or, if it was killed, by the next save of the same id.
+//! anybody can see, and what was written is removed by the save itself or, if it was killed, by the next save of the same id, if that can tell that
+//! it is dead, or by a collector.
 
 mod ahead;
 mod bases;
@@ -16,7 +17,11 @@ mod proof;
 mod seal;
 mod undo;
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 pub use podsnap_format::codec::{Dtype, Policy};
 use std::{io::Read, path::Path};
@@ -48,7 +53,7 @@ use crate::{
     progress::Progress,
     snapshot::Snapshot,
     source::Input,
-    store::Condition,
+    store::{Condition, Version},
     tree::{ScanOptions, TarTreeReader, TreeReader},
 };
 
@@ -281,29 +286,24 @@ impl SnapshotWriter {
         let backend = store.backend();
         refuse_existing(store, &snapshot).await?;
         let wanted = wanted_bases(store, &options).await?;
-        let attempt = u64::from_le_bytes(
-            *uuid::Uuid::new_v4()
-                .as_bytes()
-                .first_chunk()
-                .expect("16 bytes"),
-        );
+        let attempt = store.host().draw();
         let key = store.key();
         let header = Header {
             key_check: key.map(Key::key_check),
             ..Header::new(Kind::Manifest, snapshot.clone(), attempt)
         };
         let mut opened = open_bases(store, &wanted).await?;
-        let lease = Lease::acquire(backend, &snapshot, attempt, relied_on(&opened)).await?;
+        let lease = Lease::acquire(store, &snapshot, attempt, relied_on(&opened)).await?;
         // From here on the packs of all these are safe: who deletes a snapshot sees the lease.
         let (bases, base) = match load_bases(&wanted, &mut opened).await {
             Ok(loaded) => loaded,
             Err(e) => {
-                let _ = lease.release().await;
+                let _ = lease.give_up().await;
                 return Err(e);
             }
         };
         let metadata = Metadata {
-            created_unix_ms: lease::now_unix_ms(),
+            created_unix_ms: store.host().now_unix_ms(),
             writer: concat!("podsnap ", env!("CARGO_PKG_VERSION")).to_owned(),
             group: options.group.clone(),
             bases,
@@ -494,34 +494,44 @@ impl SnapshotWriter {
     async fn commit(&self, unfinished: Unfinished, manifest: Vec<u8>) -> Result<()> {
         let (backend, snapshot) = (&**self.store.backend(), &self.header.snapshot);
         let len = manifest.len() as u64;
-        if let Err(e) = unfinished.lease().check(snapshot).await {
+        if let Err(e) = unfinished.lease().check().await {
             return Err(unfinished.fail(e).await);
         }
         if self.options.cancel.is_cancelled() {
             return Err(unfinished.fail(Error::interrupted()).await);
         }
         let name = names::object(snapshot, names::MANIFEST);
-        if let Err(e) = backend.put(&name, manifest.into(), Condition::Absent).await {
+        let version = match backend.put(&name, manifest.into(), Condition::Absent).await {
+            Ok(meta) => meta.version,
             // The answer may be lost though the manifest stands. Then the packs must stand too.
-            match self.committed().await {
-                Ok(true) => {}
-                Ok(false) => return Err(unfinished.fail(e).await),
-                Err(unknown) => {
-                    tracing::warn!(%snapshot, error = %unknown, "the store cannot be asked for the manifest");
+            Err(e) => match self.committed().await {
+                Ok(Some(version)) => version,
+                // What was refused never comes. What got lost may come yet.
+                Ok(None) if e.kind() != ErrorKind::Store => return Err(unfinished.fail(e).await),
+                unknown => {
+                    if let Err(error) = unknown {
+                        tracing::warn!(%snapshot, %error, "the store cannot be asked for the manifest");
+                    }
                     unfinished.leave();
                     return Err(Error::new(
                         e.kind(),
                         format!("it is not known whether {snapshot} was committed"),
                     )
                     .because(e)
-                    .hint("save it again under the same id: either it is there and whole, or what is left of it is removed first"));
+                    .hint(
+                        "save it again under the same id: that is refused if it is there and whole",
+                    ));
                 }
-            }
-        }
+            },
+        };
+        let lease_version = match insist(|| unfinished.lease().confirm()).await {
+            Ok(version) => version,
+            Err(e) => return Err(self.take_back(unfinished, &version, e).await),
+        };
         self.options.progress.add_stored(len);
         if let Some(group) = &self.options.group {
             let created = self.metadata.created_unix_ms;
-            if let Err(e) = heads::advance(backend, group, snapshot, created).await {
+            if let Err(e) = heads::advance(&self.store, group, snapshot, created).await {
                 // The next save of this id finds the lease, and moves the head.
                 unfinished.leave();
                 return Err(Error::new(
@@ -536,10 +546,43 @@ impl SnapshotWriter {
                 ));
             }
         }
-        if let Err(error) = unfinished.committed().release().await {
+        let lease = unfinished.committed();
+        let dropped = async {
+            lease.remove_previous().await?;
+            lease.release(lease_version).await
+        };
+        if let Err(error) = dropped.await {
             tracing::warn!(%snapshot, %error, "the lease could not be dropped; it will expire");
         }
         Ok(())
+    }
+
+    /// Removes a manifest that was written under a lease that was lost by then: what it needs may be gone. The packs are left to
+    /// whoever collects garbage, as somebody may have come to borrow from them already.
+    async fn take_back(&self, unfinished: Unfinished, version: &Version, e: Error) -> Error {
+        let snapshot = &self.header.snapshot;
+        let lost = unfinished.lease().lost();
+        unfinished.leave();
+        if !lost {
+            return Error::new(
+                e.kind(),
+                format!("{snapshot} is committed, but perhaps too late: its lease had run out and could not be renewed"),
+            )
+            .because(e)
+            .hint("verify it before relying on it");
+        }
+        let name = names::object(snapshot, names::MANIFEST);
+        match insist(|| self.store.backend().delete(&name, Some(version))).await {
+            Ok(()) => e,
+            Err(left) => Error::new(
+                left.kind(),
+                format!(
+                    "{snapshot} was committed after its lease was lost, and could not be taken back"
+                ),
+            )
+            .because(left)
+            .hint("do not rely on it: remove it, and save again"),
+        }
     }
 
     /// Gives the save up and removes everything it wrote.
@@ -558,15 +601,32 @@ impl SnapshotWriter {
         }
     }
 
-    /// Whether the manifest in the store is the one of this attempt.
-    async fn committed(&self) -> Result<bool> {
+    /// The version of the manifest in the store, if it is the one of this attempt.
+    async fn committed(&self) -> Result<Option<Version>> {
         match Snapshot::open(&self.store, &self.header.snapshot).await {
-            Ok(snapshot) => Ok(snapshot.directory().header.attempt == self.header.attempt),
+            Ok(snapshot) => {
+                let ours = snapshot.directory().header.attempt == self.header.attempt;
+                Ok(ours.then(|| snapshot.version().clone()))
+            }
             // The lease beside it was read just now: if the caller may read here, what is refused is not there.
-            Err(e) if e.is_absence() => Ok(false),
+            Err(e) if e.is_absence() => Ok(None),
             Err(e) => Err(e),
         }
     }
+}
+
+/// Asks a store that fails again, for some minutes: what it is asked for is what keeps a snapshot from being taken for whole.
+async fn insist<T, F: Future<Output = Result<T>>>(ask: impl Fn() -> F) -> Result<T> {
+    for wait in [1, 2, 5, 10, 30, 60, 60] {
+        match ask().await {
+            Err(e) if e.kind() == ErrorKind::Store => {
+                tracing::warn!(error = %e, "trying again");
+                tokio::time::sleep(Duration::from_secs(wait)).await;
+            }
+            done => return done,
+        }
+    }
+    ask().await
 }
 
 async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
@@ -591,23 +651,29 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
 }
 
 /// A save killed between its commit and its end leaves its lease, and perhaps its group's head where it was: ends it.
-async fn end_for_the_dead(store: &Store, snapshot: &SnapshotId) -> Result<()> {
+pub(crate) async fn end_for_the_dead(store: &Store, snapshot: &SnapshotId) -> Result<()> {
     let backend = &**store.backend();
-    let Some((_, version)) = lease::read(backend, snapshot)
+    // Its manifest was read just now, or listed.
+    let Some((record, version)) = lease::read_where_allowed(backend, snapshot)
         .await?
-        .filter(|(record, _)| !record.is_live())
+        .filter(|(record, _)| !record.is_live(store.host()))
     else {
         return Ok(());
     };
     let committed = Snapshot::open(store, snapshot).await?;
     if let Some(group) = &committed.metadata().group {
-        heads::advance(
-            backend,
-            group,
-            snapshot,
-            committed.metadata().created_unix_ms,
-        )
-        .await?;
+        heads::advance(store, group, snapshot, committed.metadata().created_unix_ms).await?;
+    }
+    // Only what nobody writes any more: one that is asleep could commit over what is gone, when this snapshot has been removed.
+    let dead = record.is_abandoned().then_some(&record.attempt);
+    let ours = committed.directory().header.attempt;
+    for attempt in record.previous.iter().chain(dead) {
+        match u64::from_str_radix(attempt, 16) {
+            Ok(attempt) if attempt != ours => {
+                lease::remove_packs(backend, snapshot, attempt).await?;
+            }
+            _ => {}
+        }
     }
     backend
         .delete(&names::object(snapshot, names::LEASE), Some(&version))

@@ -116,6 +116,6 @@ impl Parts {
             tracing::warn!(snapshot = %header.snapshot, %error, "could not remove what was written");
             return Err(error);
         }
-        self.lease.release().await
+        self.lease.give_up().await
     }
 }
