@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{self, Notify};
 
 /// Reads that fill and that may be under way at once, each with a buffer of its own.
 const MOST: usize = 32;
@@ -14,6 +14,8 @@ const LEAST: usize = 8;
 /// Lets reads begin.
 #[derive(Debug)]
 pub(super) struct Pace {
+    /// Held by the one that begins next, so that they begin in the order in which they came: somebody may wait for a page that one of them fills.
+    turn: sync::Mutex<()>,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -34,6 +36,7 @@ pub(super) struct Urgent<'a>(&'a Pace);
 impl Default for Pace {
     fn default() -> Self {
         Self {
+            turn: sync::Mutex::default(),
             state: Mutex::new(State {
                 filling: 0,
                 most: MOST,
@@ -51,6 +54,7 @@ impl Pace {
 
     /// Waits for the turn of a read that fills.
     pub(super) async fn fill(&self) -> Filling<'_> {
+        let _turn = self.turn.lock().await;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
