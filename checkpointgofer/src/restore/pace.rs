@@ -9,7 +9,7 @@ const MOST: usize = 32;
 
 /// As many while pages are waited for. What is under way already holds them up, but not by more than a round trip on a link that is worth it; and pages
 /// that will be waited for next are often among what is filled by then.
-const LEAST: usize = 8;
+const LEAST: usize = 16;
 
 /// Lets reads begin.
 #[derive(Debug)]
@@ -128,8 +128,8 @@ mod tests {
         drop(urgent);
         assert_eq!(begins(&pace).len(), 0);
         drop(filling);
-        let grown: Vec<_> = (0..4).map(|_| begins(&pace).len()).collect();
-        assert_eq!(grown, [16, MOST, MOST, MOST]);
+        let grown: Vec<_> = (0..2).map(|_| begins(&pace).len()).collect();
+        assert_eq!(grown, [MOST, MOST]);
     }
 
     #[tokio::test]
