@@ -14,10 +14,7 @@ use std::{
         unix::fs::FileExt,
     },
     ptr::{self, NonNull},
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use nix::{
@@ -29,6 +26,9 @@ use rustix::{
     fs::FileType,
     mm::{Advice, MapFlags, ProtFlags},
 };
+
+/// Threads that write into a file at once, all but one of them waiting: more of them are faster through the mapping.
+const MAX_WRITERS: usize = 3;
 
 /// What the sentry wants of the pages in a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub struct GuestFile {
     no_mapping: AtomicBool,
     /// The sentry wants huge pages somewhere, which only the mapping makes.
     huge: AtomicBool,
-    /// Held by the thread that writes into the file.
-    writing: Mutex<()>,
+    /// Threads that write into the file or wait for their turn.
+    writers: AtomicUsize,
 }
 
 impl GuestFile {
@@ -74,7 +74,7 @@ impl GuestFile {
             mapping: mapping.transpose()?,
             no_mapping: AtomicBool::new(false),
             huge: AtomicBool::new(false),
-            writing: Mutex::new(()),
+            writers: AtomicUsize::new(0),
         })
     }
 
@@ -124,10 +124,13 @@ impl GuestFile {
             Some(mapping) if !self.no_mapping.load(Ordering::Relaxed) => mapping,
             _ => return self.write_into_file(bytes, offset),
         };
-        if !self.huge.load(Ordering::Relaxed)
-            && let Ok(_alone) = self.writing.try_lock()
-        {
-            return self.write_into_file(bytes, offset);
+        if !self.huge.load(Ordering::Relaxed) {
+            let before = self.writers.fetch_add(1, Ordering::Relaxed);
+            let written = (before < MAX_WRITERS).then(|| self.write_into_file(bytes, offset));
+            self.writers.fetch_sub(1, Ordering::Relaxed);
+            if let Some(written) = written {
+                return written;
+            }
         }
         match mapping.write_at(bytes, offset) {
             Err(e) if e.kind() == io::ErrorKind::Unsupported => {

@@ -22,8 +22,8 @@ use tokio::runtime::Handle;
 /// The exit code for arguments that make no sense.
 const USAGE: u8 = 2;
 
-/// What `nice` calls 19.
-const LOWEST_PRIORITY: i32 = 19;
+/// The priority of a save behind a sandbox that goes on, as `nice` counts it: it takes what nobody else wants.
+const NICE_BEHIND: i32 = 19;
 
 fn main() -> ExitCode {
     let args = match Arguments::parse(std::env::args_os().skip(1)) {
@@ -61,12 +61,13 @@ fn main() -> ExitCode {
 fn run(args: &Arguments) -> Result<(), String> {
     let socket = Socket::new(take(args.socket)?);
     let options = read_options(take(args.options)?.into());
-    let gives_way = options.as_ref().is_ok_and(Options::is_captured);
+    let saves = matches!(args.task, Task::Save | Task::SaveFiles);
+    let is_behind = saves && options.as_ref().is_ok_and(Options::is_captured);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("gofer-io")
         .on_thread_start(move || {
-            if gives_way {
+            if is_behind {
                 give_way();
             }
         })
@@ -153,10 +154,10 @@ fn serve(socket: Socket, files: &dyn Files, hang_up: impl FnOnce()) {
     drop(server);
 }
 
-/// The calling thread, and those that it will start, take the processor only where nobody else wants it: a save that the sandbox does not wait for must
-/// hold up neither what the sandbox does wait for nor, behind it, what runs in the sandbox.
+/// Lowers the priority of this thread and of those that it will start: a save that the sandbox does not wait for must hold up neither what it does wait
+/// for nor, behind it, what runs in the sandbox.
 fn give_way() {
-    if let Err(error) = rustix::process::setpriority_process(None, LOWEST_PRIORITY) {
+    if let Err(error) = rustix::process::setpriority_process(None, NICE_BEHIND) {
         tracing::warn!(%error, "the save competes with the sandbox for processors");
     }
 }

@@ -2,18 +2,20 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{self, Notify};
 
 /// Reads that fill and that may be under way at once, each with a buffer of its own.
 const MOST: usize = 32;
 
 /// As many while pages are waited for. What is under way already holds them up, but not by more than a round trip on a link that is worth it; and pages
 /// that will be waited for next are often among what is filled by then.
-const LEAST: usize = 8;
+const LEAST: usize = 16;
 
 /// Lets reads begin.
 #[derive(Debug)]
 pub(super) struct Pace {
+    /// Held by the one that begins next, so that they begin in the order in which they came: somebody may wait for a page that one of them fills.
+    turn: sync::Mutex<()>,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -34,6 +36,7 @@ pub(super) struct Urgent<'a>(&'a Pace);
 impl Default for Pace {
     fn default() -> Self {
         Self {
+            turn: sync::Mutex::default(),
             state: Mutex::new(State {
                 filling: 0,
                 most: MOST,
@@ -51,6 +54,7 @@ impl Pace {
 
     /// Waits for the turn of a read that fills.
     pub(super) async fn fill(&self) -> Filling<'_> {
+        let _turn = self.turn.lock().await;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -124,8 +128,8 @@ mod tests {
         drop(urgent);
         assert_eq!(begins(&pace).len(), 0);
         drop(filling);
-        let grown: Vec<_> = (0..4).map(|_| begins(&pace).len()).collect();
-        assert_eq!(grown, [16, MOST, MOST, MOST]);
+        let grown: Vec<_> = (0..2).map(|_| begins(&pace).len()).collect();
+        assert_eq!(grown, [MOST, MOST]);
     }
 
     #[tokio::test]
