@@ -2,8 +2,8 @@
 
 use std::{ops::Range, time::Duration};
 
-use podsnap::{Recording, Snapshot};
-use tokio::task::JoinHandle;
+use podsnap::{Recording, Snapshot, WorkingSet};
+use tokio::{sync::oneshot, task::JoinHandle};
 
 use crate::exit::Failure;
 
@@ -29,6 +29,8 @@ pub struct Learner {
     recording: Option<Recording>,
     replacing: bool,
     replay: Option<JoinHandle<()>>,
+    /// What an earlier restore read, once that is known.
+    learned: oneshot::Receiver<WorkingSet>,
 }
 
 impl Learning {
@@ -38,15 +40,6 @@ impl Learning {
             no_replay: self.no_replay || !wanted,
             ..self
         }
-    }
-
-    /// What an earlier restore read of a section, in order, unless that is not to be made use of. That it cannot be read is said where it is fetched ahead.
-    pub async fn ranges(&self, snapshot: &Snapshot, section: usize) -> Vec<Range<u64>> {
-        let learned = match self.no_replay {
-            true => None,
-            false => snapshot.working_set().await.ok().flatten(),
-        };
-        learned.map_or_else(Vec::new, |learned| learned.ranges(section))
     }
 
     /// Begins to learn, and to fetch these sections ahead: all if there are none.
@@ -60,17 +53,23 @@ impl Learning {
         }
         let records = !self.no_record && !exported;
         let replays = !self.no_replay && !exported;
+        let (found, learned) = oneshot::channel();
         Ok(Learner {
             recording: records.then(|| snapshot.record()),
             replacing: self.record,
-            replay: replays.then(|| tokio::spawn(replay(snapshot.clone(), sections.to_vec()))),
+            replay: replays
+                .then(|| tokio::spawn(replay(snapshot.clone(), sections.to_vec(), found))),
+            learned,
         })
     }
 }
 
-async fn replay(snapshot: Snapshot, sections: Vec<usize>) {
+async fn replay(snapshot: Snapshot, sections: Vec<usize>, found: oneshot::Sender<WorkingSet>) {
     let fetched = match snapshot.working_set().await {
-        Ok(Some(learned)) => learned.prefetch(&sections).await,
+        Ok(Some(learned)) => {
+            let _ = found.send(learned.clone());
+            learned.prefetch(&sections).await
+        }
         Ok(None) => return,
         Err(e) => Err(e),
     };
@@ -85,6 +84,12 @@ impl Learner {
         self.recording
             .as_ref()
             .map_or(snapshot, Recording::snapshot)
+    }
+
+    /// What an earlier restore read of a section, in order, once it is known; nothing if that is not to be made use of, or cannot be read.
+    pub async fn ranges(&mut self, section: usize) -> Vec<Range<u64>> {
+        let learned = (&mut self.learned).await;
+        learned.map_or_else(|_| Vec::new(), |learned| learned.ranges(section))
     }
 
     /// Stores what was learned. What keeps it from doing so is a warning.

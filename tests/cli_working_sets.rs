@@ -144,6 +144,20 @@ fn what_a_mount_is_read_the_next_one_has_fetched_before() {
     assert_eq!(bucket.pack_reads().len(), 0);
     mounted.umount().ok();
 
+    // One that serves memory fills it in the same order, which it is told once.
+    bucket.server.clear_log();
+    let socket = tool.path("guest.sock");
+    let mut server = Running::start(command(&["serve-uffd", "s", "--socket", "guest.sock"]));
+    server.wait_until("the socket", || socket.exists());
+    bucket.wait_until_quiet();
+    let log = bucket.server.log();
+    let reads = log.of(Operation::GetMedia).into_iter();
+    let of_the_set = reads.filter(|read| read.name.ends_with("/working-set"));
+    assert_eq!(of_the_set.count(), 1);
+    assert!(bucket.pack_reads().len() <= one_by_one / 10);
+    server.signal(Signal::TERM);
+    server.finish().ok();
+
     // And without it, nothing is fetched before it is read.
     bucket.server.clear_log();
     let mounted = Mounting::of(&tool, command(&["mount", "s", "mnt", ways[0]]));

@@ -1,12 +1,13 @@
 //! Memory that is served by userfaultfd: what a fault, a filled byte and a zero cost beside a bare handler that has its bytes in one buffer, and how long a
 //! working set, a hundred faults and many clones take behind a distant bucket.
 //!
-//! Usage: cargo bench --bench userfault [-- [local] [bucket] [--rounds N]]
+//! Usage: cargo bench --bench userfault [-- [local] [sets] [latency] [clones] [--rounds N]]
 //!
-//! `local` needs memory for three times 256 MiB, `bucket` for three times 2 GiB. All figures are medians (least..greatest) over the rounds, which take
+//! `local` needs memory for three times 256 MiB, the others for three times 2 GiB. All figures are medians (least..greatest) over the rounds, which take
 //! turns; ratios are of medians of the same run.
 
 mod bare;
+mod plain;
 
 use std::{
     ops::Range,
@@ -72,8 +73,9 @@ fn main() {
     if wanted("local") {
         local(&runtime, rounds);
     }
-    if wanted("bucket") {
-        bucket(&runtime, rounds);
+    let distant = ["sets", "latency", "clones"];
+    if distant.into_iter().any(wanted) {
+        bucket(&runtime, rounds, wanted);
     }
 }
 
@@ -220,7 +222,7 @@ fn read_byte(address: u64) -> u8 {
 }
 
 /// Behind a link.
-fn bucket(runtime: &tokio::runtime::Runtime, rounds: usize) {
+fn bucket(runtime: &tokio::runtime::Runtime, rounds: usize, wanted: impl Fn(&str) -> bool) {
     let mut config = Config::tenant("bench", "tenant/");
     config.rules.mutations_per_second = 0.0;
     config.rules.md5 = false;
@@ -239,31 +241,87 @@ fn bucket(runtime: &tokio::runtime::Runtime, rounds: usize) {
     };
     let id = "distant".parse().unwrap();
     runtime.block_on(save(&open(), "distant", noise(2, DISTANT_LEN)));
-    let snapshot = || -> Snapshot { runtime.block_on(open().snapshot(&id)).unwrap() };
     let link = |total: u64| {
         server.configure(|c| {
             c.link.first_byte_ms = FIRST_BYTE.as_millis() as u64;
-            c.link.stream_bytes_per_s = STREAM_BYTES_PER_S;
+            c.link.stream_bytes_per_s = if total == 0 { 0 } else { STREAM_BYTES_PER_S };
             c.link.total_bytes_per_s = total;
         });
     };
-    link(TOTAL_BYTES_PER_S);
+    let snapshot = || -> Snapshot { runtime.block_on(open().snapshot(&id)).unwrap() };
+    if wanted("sets") {
+        link(TOTAL_BYTES_PER_S);
+        sets(runtime, &server, rounds.min(3), &snapshot);
+    }
+    if wanted("latency") {
+        let mut table = Table::new("round trips of 20 ms", &["p50", "p99", "max"]);
+        // Latency alone: no bandwidth to wait for.
+        link(0);
+        for _ in 0..rounds {
+            let memory = unfilled(snapshot().reader(0));
+            server.clear_log();
+            note_latencies(&mut table, "100 faults at once", at_once(&memory, 100));
+            let log = server.log();
+            let reads = log.of(Operation::GetMedia);
+            let [opened, open] = runtime.block_on(plain::repeat(
+                server.address(),
+                &reads[reads.len().saturating_sub(100)..],
+            ));
+            note_latencies(
+                &mut table,
+                "their requests alone, opening connections",
+                opened,
+            );
+            note_latencies(&mut table, "their requests alone, on connections", open);
+        }
+        link(TOTAL_BYTES_PER_S);
+        for _ in 0..rounds.min(3) {
+            let reader = snapshot().reader(0);
+            let memory = MappedSection::new(reader, ServeOptions::default()).unwrap();
+            let label = "one after another beside the filling";
+            note_latencies(&mut table, label, beside_filling(&memory));
+        }
+        table.print("latency of faults", "");
+    }
+    if wanted("clones") {
+        clones(runtime, &server, open());
+    }
+}
 
-    let mut table = Table::new("seconds", &["took"]);
-    for _ in 0..rounds.min(3) {
-        let snapshot = snapshot();
+/// All of a section, and the part of it that is touched, with and without knowing before which.
+fn sets(
+    runtime: &tokio::runtime::Runtime,
+    server: &GcsServer,
+    rounds: usize,
+    snapshot: &dyn Fn() -> Snapshot,
+) {
+    let mut table = Table::new("seconds and bytes", &["took", "MiB", "requests"]);
+    let note_reads = |table: &mut Table, row: &str| {
+        let log = server.log();
+        let reads = log.of(Operation::GetMedia);
+        let bytes: u64 = reads.iter().map(|read| read.bytes_out).sum();
+        table.note(row, 1, bytes as f64 / MIB as f64);
+        table.note(row, 2, reads.len() as f64);
+    };
+    for _ in 0..rounds {
+        let all = snapshot();
+        server.clear_log();
         let started = Instant::now();
-        let memory = MappedSection::new(snapshot.reader(0), ServeOptions::default()).unwrap();
+        let memory = MappedSection::new(all.reader(0), ServeOptions::default()).unwrap();
         runtime.block_on(memory.server().filled()).unwrap();
         table.note("all of it", 0, started.elapsed().as_secs_f64());
+        note_reads(&mut table, "all of it");
         drop(memory);
 
-        let recording = self::snapshot_of(&open(), &id, runtime).record();
+        let recording = snapshot().record();
+        server.clear_log();
         let took = touch_working_set(recording.snapshot().reader(0), Vec::new(), None);
         table.note("working set, not known", 0, took.as_secs_f64());
+        note_reads(&mut table, "working set, not known");
         runtime.block_on(recording.store(true)).unwrap();
 
-        let again = self::snapshot_of(&open(), &id, runtime);
+        let again = snapshot();
+        server.clear_log();
         let started = Instant::now();
         let learned = runtime
             .block_on(again.working_set())
@@ -274,6 +332,7 @@ fn bucket(runtime: &tokio::runtime::Runtime, rounds: usize) {
         let took = touch_working_set(again.reader(0), first, Some(started));
         replay.abort();
         table.note("working set, recorded", 0, took.as_secs_f64());
+        note_reads(&mut table, "working set, recorded");
     }
     table.print(
         &format!(
@@ -283,41 +342,6 @@ fn bucket(runtime: &tokio::runtime::Runtime, rounds: usize) {
         ),
         "",
     );
-
-    // Latency alone: no bandwidth to wait for.
-    server.configure(|c| {
-        c.link.stream_bytes_per_s = 0;
-        c.link.total_bytes_per_s = 0;
-    });
-    let mut table = Table::new("round trips of 20 ms", &["p50", "p99", "max"]);
-    for _ in 0..rounds {
-        let memory = unfilled(snapshot_of(&open(), &id, runtime).reader(0));
-        note_latencies(&mut table, "100 faults at once", at_once(&memory, 100));
-    }
-    link(TOTAL_BYTES_PER_S);
-    for _ in 0..rounds.min(3) {
-        let memory = MappedSection::new(
-            snapshot_of(&open(), &id, runtime).reader(0),
-            ServeOptions::default(),
-        )
-        .unwrap();
-        note_latencies(
-            &mut table,
-            "one after another beside the filling",
-            beside_filling(&memory),
-        );
-    }
-    table.print("latency of faults", "");
-
-    clones(runtime, &server, open());
-}
-
-fn snapshot_of(
-    store: &Store,
-    id: &podsnap::SnapshotId,
-    runtime: &tokio::runtime::Runtime,
-) -> Snapshot {
-    runtime.block_on(store.snapshot(id)).unwrap()
 }
 
 fn unfilled(reader: SectionReader) -> MappedSection {
@@ -375,6 +399,8 @@ fn at_once(memory: &MappedSection, count: u64) -> Vec<Duration> {
                 let started = Instant::now();
                 read_byte(base + number * step);
                 latencies.lock().unwrap().push(started.elapsed());
+                // A thread that ends takes a processor from those who wait.
+                barrier.wait();
             });
         }
     });

@@ -64,12 +64,12 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     }
     let section = section(&snapshot, args.section.as_ref())?;
     let learning = args.learning.replaying(!args.no_fill);
-    let learner = learning.start(&snapshot, &[section])?;
+    let mut learner = learning.start(&snapshot, &[section])?;
     let reader = learner.snapshot(&snapshot).reader(section);
     let mut options = ServeOptions::default();
     options.kill = args.kill;
     options.fill = !args.no_fill;
-    options.first = learning.ranges(&snapshot, section).await;
+    options.first = learner.ranges(section).await;
     let socket = Socket::bind(&args.socket)?;
     let (id, title) = (snapshot.id().as_str(), reader.info().title());
     let path = args.socket.display().to_string();

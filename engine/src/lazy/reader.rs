@@ -162,6 +162,26 @@ impl SectionReader {
         Some(filled)
     }
 
+    /// The bytes of `window` as they are kept in memory, if one chunk has all of them; `wanted` are those that somebody waits for.
+    pub(crate) fn lend(&self, window: Range<u64>, wanted: &Range<u64>) -> Option<Bytes> {
+        let window = self
+            .range(window.start, (window.end - window.start) as usize)
+            .ok()?;
+        let pieces = self.maps.kept_pieces(window)?;
+        let [
+            Piece {
+                range,
+                content: Content::Chunk { chunk, skip },
+            },
+        ] = &pieces[..]
+        else {
+            return None;
+        };
+        let bytes = self.snapshot.shared.chunks.get(chunk)?;
+        self.note(wanted);
+        Some(bytes.slice(*skip..*skip + (range.end - range.start) as usize))
+    }
+
     /// What a range consists of: stretches of zeros and stretches of bytes, in order. Reads extent maps, and no bytes.
     pub async fn runs(&self, range: Range<u64>) -> Result<Vec<Run>> {
         let len = range.end.saturating_sub(range.start);

@@ -54,6 +54,9 @@ fn try_now(shared: &Shared, space: &Space, address: u64, scratch: &mut Vec<u8>) 
         }
         return Some(map_ready(shared, space, &place, &bytes));
     }
+    if let Some(lent) = shared.reader.lend(bytes.window.clone(), &bytes.wanted) {
+        return Some(install_bytes(space, &place, &bytes, &lent, &bytes.window));
+    }
     bytes.room(scratch);
     let read = &mut scratch[..bytes.read_len()];
     let filled = shared

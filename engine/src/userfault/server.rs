@@ -401,9 +401,10 @@ impl Shared {
     fn handle(self: &Arc<Self>, space: &Arc<Space>) {
         let mut scratch = Vec::new();
         let mut busy = Instant::now();
+        // One thread waits, for the others it would be for the same events. It keeps on as long as it can: waking another one takes longer than to
+        // answer a fault or two, and takes a processor from who faults.
+        let mut reading = space.reading();
         loop {
-            // One thread waits, for the others it would be for the same events.
-            let reading = space.reading.lock().unwrap_or_else(PoisonError::into_inner);
             let news = match self.wait(space, busy) {
                 Waited::Closing => return,
                 Waited::Ended => {
@@ -429,11 +430,11 @@ impl Shared {
                 self.adopt(child);
             }
             self.pace.count(news.faults.len());
-            // Waking another thread takes longer than to answer a fault or two.
-            let _reading = (news.faults.len() <= FEW_FAULTS).then_some(reading);
+            let kept = (news.faults.len() <= FEW_FAULTS).then_some(reading);
             for address in news.faults {
                 serve::fault(self, space, address, &mut scratch);
             }
+            reading = kept.unwrap_or_else(|| space.reading());
             busy = Instant::now();
         }
     }
@@ -442,13 +443,11 @@ impl Shared {
         let events = PollFlags::IN;
         // A child may outlive its parent.
         let pidfd = self.process.pidfd().filter(|_| !space.is_child);
-        let mut fds = vec![
+        let mut fds = [
             PollFd::new(&*space.descriptor, events),
             PollFd::new(&self.closed, events),
+            PollFd::from_borrowed_fd(pidfd.unwrap_or(self.closed.as_fd()), events),
         ];
-        if let Some(pidfd) = pidfd {
-            fds.push(PollFd::from_borrowed_fd(pidfd, events));
-        }
         let probe = Timespec {
             tv_sec: PROBE.as_secs() as i64,
             tv_nsec: 0,
@@ -462,8 +461,11 @@ impl Shared {
             }
             // Looking is cheaper for those who fault meanwhile than reading, which takes their locks.
             let spins = busy.elapsed() < SPIN;
-            let timeout = if spins { Timespec::default() } else { probe };
-            match poll(&mut fds, Some(&timeout)) {
+            let looked = match spins {
+                true => poll(&mut fds[..1], Some(&Timespec::default())),
+                false => poll(&mut fds, Some(&probe)),
+            };
+            match looked {
                 Ok(0) if spins => std::hint::spin_loop(),
                 Ok(0) if space.has_ended() => return Waited::Ended,
                 Ok(0) => return Waited::Time,
@@ -471,7 +473,7 @@ impl Shared {
                     if !fds[0].revents().is_empty() {
                         return Waited::News(space.read());
                     }
-                    if fds.get(2).is_some_and(|fd| !fd.revents().is_empty()) {
+                    if pidfd.is_some() && !fds[2].revents().is_empty() {
                         return Waited::Ended;
                     }
                 }

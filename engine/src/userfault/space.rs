@@ -76,8 +76,7 @@ pub(super) struct Space {
     pub is_child: bool,
     guarded: Mutex<Option<Guarded>>,
     table: RwLock<Table>,
-    /// Held by the one thread that waits for events and reads them.
-    pub reading: Mutex<()>,
+    reading: Mutex<()>,
     /// Whether the process has ended.
     ended: AtomicBool,
     /// Bytes that were installed.
@@ -103,6 +102,11 @@ impl Space {
 
     fn table_mut(&self) -> RwLockWriteGuard<'_, Table> {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held by the one thread that waits for events and reads them.
+    pub fn reading(&self) -> MutexGuard<'_, ()> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The watchdog's hold on it.

@@ -41,8 +41,9 @@ pub(super) struct Mapping {
     pub range: Range<u64>,
     pub content: Content,
     pub page_size: u64,
+    /// The pages that are there, of this mapping and of others.
     present: Arc<Present>,
-    /// Number of its first page in `present`.
+    /// Number of its first page among them.
     first_page: u64,
 }
 
@@ -143,14 +144,18 @@ impl Table {
         {
             return Err(bad(two[1], "overlaps another"));
         }
+        let pages = |r: &Region| (r.addresses.end - r.addresses.start) / r.page_size;
+        let present = Arc::new(Present::new(sorted.iter().map(|r| pages(r)).sum()));
+        let mut next_page = 0;
         let mappings = sorted.into_iter().map(|region| {
-            let range = region.addresses.clone();
+            let first_page = next_page;
+            next_page += pages(region);
             Mapping {
                 content: Content::Section(region.section_offset),
                 page_size: region.page_size,
-                present: Arc::new(Present::new((range.end - range.start) / region.page_size)),
-                first_page: 0,
-                range,
+                present: present.clone(),
+                first_page,
+                range: region.addresses.clone(),
             }
         });
         Ok(Self {
@@ -264,12 +269,15 @@ impl Table {
 
     /// The same for a child of the process, which has the pages that are there now.
     pub fn fork(&self) -> Self {
-        let own = |mapping: &Mapping| Mapping {
-            present: Arc::new(mapping.present.copy()),
+        let first = self.mappings.first();
+        let present = first.map(|mapping| Arc::new(mapping.present.copy()));
+        let own = |(mapping, present): (&Mapping, &Arc<Present>)| Mapping {
+            present: present.clone(),
             ..mapping.clone()
         };
+        let all = self.mappings.iter().zip(present.iter().cycle());
         Self {
-            mappings: self.mappings.iter().map(own).collect(),
+            mappings: all.map(own).collect(),
             generation: 0,
         }
     }
