@@ -233,7 +233,12 @@ async fn the_last_bytes_of_a_pack_do_not_wait_for_the_pack_before_it() {
         .rfind(|e| e.name.contains("-1.") && e.bytes_in > 0)
         .unwrap();
     let composed_at = first.at_ms + first.took_ms;
-    assert!(last.at_ms < composed_at, "{} not {}", last.at_ms, composed_at);
+    assert!(
+        last.at_ms < composed_at,
+        "{} not {}",
+        last.at_ms,
+        composed_at
+    );
     assert_bytes(&restored(&store, "a").await[0], &bytes, "a");
 }
 
