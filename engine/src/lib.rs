@@ -44,7 +44,10 @@ mod wait;
 
 use std::sync::{Arc, OnceLock};
 
-pub use catalog::Listed;
+pub use catalog::{
+    Catalog, Listed, NAMESPACE_LABEL, POLICY_LABEL, Requirements, Retained, RetentionPlan,
+    RetentionRules, RetentionStats, State, Status, Verdict,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use export::ExportStats;
 pub use garbage::{CollectOptions, CollectStats, CollectionPlan, Garbage};
