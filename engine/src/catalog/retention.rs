@@ -230,8 +230,17 @@ impl Catalog {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 Ok(Some("somebody else has removed it".to_owned()))
             }
-            Err(e) if e.kind() == ErrorKind::Conflict => Ok(Some(e.to_string())),
-            Err(e) => Err(e),
+            Err(e) => {
+                // Nobody shall wait for a removal that came to nothing. If it did not, the snapshot is gone, and the mark tells nobody anything.
+                let name = names::object(&id, names::DELETING);
+                if let Err(error) = backend.delete(&name, Some(&marked)).await {
+                    tracing::warn!(%error, "the mark of a removal that failed stays");
+                }
+                match e.kind() {
+                    ErrorKind::Conflict => Ok(Some(e.to_string())),
+                    _ => Err(e),
+                }
+            }
         }
     }
 
