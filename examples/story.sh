@@ -74,13 +74,11 @@ saving_begun() { [ -n "$(snapshots team-a saving)" ]; }
 podsnap() { "$programs/podsnap" "$@"; }
 deploy() { cp "$top/examples/gke/my-app.yaml" "$work/pods/"; }
 delete() {
-    rm "$work/pods/my-app.yaml"
     local before
     before=$(count_events '"reason":"Killing"')
-    wait_for "the pod's end" happened_more '"reason":"Killing"' "$((before - 1))"
-    wait_for "the pod's end" no_sandbox
+    rm "$work/pods/$1.yaml"
+    wait_for "the end of $1" happened_more '"reason":"Killing"' "$before"
 }
-no_sandbox() { [ -z "$("$runsc" --root "$work/run/state" list -q)" ]; }
 
 # Each team has a folder of the bucket to itself, and no right to list even that; the controller may do everything.
 mkdir -p "$work"/{pods,policies,run,tokens,gofer}
@@ -136,7 +134,7 @@ printed my-app '^GKE Pod Snapshot: resume$' || fail "the pod was not told that i
 objects team-a/
 
 tell "The pod is deleted and deployed again: it goes on where it was saved."
-delete
+delete my-app
 deploy
 wait_for "a restore" happened "Successfully restored the pod from PodSnapshot team-a/$first"
 wait_for "a count of 25" printed my-app '^Count: 25$'
@@ -153,23 +151,22 @@ run podsnap --store gs://snapshots/team-b ls
 echo "\$ CLOUDSDK_AUTH_ACCESS_TOKEN=token-of-b podsnap --store gs://snapshots/team-a verify $first"
 if CLOUDSDK_AUTH_ACCESS_TOKEN=token-of-b podsnap --store gs://snapshots/team-a verify "$first" 2>&1; then fail "team-b can read what is team-a's"; fi
 echo "... and a policy of team-b that names the folder of team-a comes to nothing, but for a message:"
-rm "$work/pods/app-of-b.yaml"
+delete app-of-b
 sed -e '/path:/s/team-b/team-a/' "$top/examples/gke/team-b-policy.yaml" >"$work/policies/team-b-policy.yaml"
 objects team-a/ >"$work/before"
 sed -e 's/team-a/team-b/' -e 's/name: my-app$/name: thief/' -e 's/serviceAccountName: team-a/serviceAccountName: team-b/' "$top/examples/gke/my-app.yaml" >"$work/pods/thief.yaml"
 wait_for "a refusal" happened 'Failed to checkpoint the pod to PodSnapshot team-b/'
-wait_for "a count of 25" printed thief '^Count: 25$'
 grep 'Failed to checkpoint' "$work/agent.out" | tail -n 1 | cut -c1-400
-logs thief | sed -n '20,22p'
 objects team-a/ >"$work/after"
 cmp -s "$work/before" "$work/after" || fail "something of team-a's has changed"
-rm "$work/pods/thief.yaml" "$work/policies/team-b-policy.yaml"
+delete thief
+rm "$work/policies/team-b-policy.yaml"
 
 tell "The snapshot is deleted: its files go, and the next pod starts anew."
 run controller --delete "$first"
 objects team-a/
 [ -z "$(objects "team-a/$first/")" ] || fail "files of the snapshot are left"
-delete
+delete my-app
 deploy
 wait_for "a count" printed my-app '^Count: 3$'
 logs my-app | head -n 2
@@ -188,7 +185,7 @@ wait_for "a count of 25" printed my-app '^Count: 25$'
 logs my-app | sed -n '20,22p'
 second=$(snapshots team-a available)
 run podsnap --store gs://snapshots/team-a verify "$second"
-delete
+delete my-app
 
 tell "What happened, as the agent recorded it"
 cut -c1-170 "$work/agent.out"
