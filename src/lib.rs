@@ -196,6 +196,7 @@
 //! <path>/<snapshot>/pack-<attempt>-<n>  compressed chunks; written once, never changed
 //! <path>/<snapshot>/lease               while the snapshot is being written
 //! <path>/<snapshot>/working-set         what a restore touched, if one was recorded
+//! <path>/<snapshot>/{used,pinned,...}   notes: when it was last used, that it stays, why it failed or goes
 //! <path>/heads/<group>                  the newest snapshot of a group
 //! ```
 //!

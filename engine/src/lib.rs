@@ -25,6 +25,7 @@ mod key_file;
 mod lazy;
 mod lease;
 mod metadata;
+mod metrics;
 pub mod mount;
 mod names;
 mod printable;

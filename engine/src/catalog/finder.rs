@@ -119,6 +119,7 @@ impl Catalog {
                 format!("{id} is being removed from {}", self.store.url()),
             ));
         }
+        crate::metrics::restore_begun();
         Ok(snapshot)
     }
 

@@ -181,6 +181,7 @@ impl Catalog {
                 }),
             }
         }
+        crate::metrics::retained(&stats);
         Ok(stats)
     }
 
