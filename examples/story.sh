@@ -73,6 +73,11 @@ saving_begun() { [ -n "$(snapshots team-a saving)" ]; }
 
 podsnap() { "$programs/podsnap" "$@"; }
 deploy() { cp "$top/examples/gke/my-app.yaml" "$work/pods/"; }
+# of_team_b POD [SED]: deploys the same pod for team-b.
+of_team_b() {
+    sed -e 's/team-a/team-b/g' -e "s/name: my-app\$/name: $1/" ${2:+-e "$2"} "$top/examples/gke/my-app.yaml" >"$work/pods/$1.tmp"
+    mv "$work/pods/$1.tmp" "$work/pods/$1.yaml"
+}
 delete() {
     local before
     before=$(count_events '"reason":"Killing"')
@@ -143,18 +148,46 @@ logs my-app | head -n 4
 
 tell "Another team has a folder of its own. Its role cannot read the first one's."
 cp "$top/examples/gke/team-b-policy.yaml" "$work/policies/"
-sed -e 's/team-a/team-b/' -e 's/name: my-app$/name: app-of-b/' "$top/examples/gke/my-app.yaml" | sed 's/serviceAccountName: team-a/serviceAccountName: team-b/' >"$work/pods/app-of-b.yaml"
-wait_for "a snapshot of team-b" happened '"namespace":"team-b".*'
+of_team_b app-of-b
 wait_for "a snapshot of team-b" happened 'Successfully checkpointed the pod to PodSnapshot team-b/'
 printed app-of-b '^Count: 1$' || fail "the pod of team-b did not start anew"
 run podsnap --store gs://snapshots/team-b ls
 echo "\$ CLOUDSDK_AUTH_ACCESS_TOKEN=token-of-b podsnap --store gs://snapshots/team-a verify $first"
 if CLOUDSDK_AUTH_ACCESS_TOKEN=token-of-b podsnap --store gs://snapshots/team-a verify "$first" 2>&1; then fail "team-b can read what is team-a's"; fi
-echo "... and a policy of team-b that names the folder of team-a comes to nothing, but for a message:"
 delete app-of-b
+
+tell "A policy by which pods are saved on demand, and end then. A new pod asks for that snapshot by its name."
+sed -e 's/type: workload/type: manual/' -e 's/postCheckpoint: resume/postCheckpoint: stop/' -e 's/name: example-policy/name: on-demand/' \
+    "$top/examples/gke/team-b-policy.yaml" >"$work/policies/team-b-policy.yaml"
+of_team_b on-demand
+wait_for "a count of 5" printed on-demand '^Count: 5$'
+cat >"$work/policies/trigger.yaml" <<'END'
+apiVersion: podsnapshot.gke.io/v1
+kind: PodSnapshotManualTrigger
+metadata:
+  name: now
+  namespace: team-b
+spec:
+  targetPod: on-demand
+END
+wait_for "the end of the pod" happened '"object":"pod/on-demand","reason":"Completed"'
+reached=$(logs on-demand | tail -n 1)
+echo "the pod ended at: $reached"
+run podsnap --store gs://snapshots/team-b ls
+third=$(events | sed -n 's|.*checkpointed the pod to PodSnapshot team-b/\([0-9a-f-]*\)".*|\1|p' | tail -n 1)
+delete on-demand
+rm "$work/policies/trigger.yaml"
+of_team_b app-again "/^metadata:/a\\  annotations: {podsnapshot.gke.io/ps-name: $third}"
+wait_for "a restore" happened "Successfully restored the pod from PodSnapshot team-b/$third"
+wait_for "a count of 15" printed app-again '^Count: 15$'
+echo "the new one goes on at: $(logs app-again | head -n 1)"
+[ "$(logs app-again | head -n 1)" = "Count: $((${reached#Count: } + 1))" ] || fail "it did not go on from $reached"
+delete app-again
+
+tell "A policy of team-b that names the folder of team-a comes to nothing, but for a message."
 sed -e '/path:/s/team-b/team-a/' "$top/examples/gke/team-b-policy.yaml" >"$work/policies/team-b-policy.yaml"
 objects team-a/ >"$work/before"
-sed -e 's/team-a/team-b/' -e 's/name: my-app$/name: thief/' -e 's/serviceAccountName: team-a/serviceAccountName: team-b/' "$top/examples/gke/my-app.yaml" >"$work/pods/thief.yaml"
+of_team_b thief
 wait_for "a refusal" happened 'Failed to checkpoint the pod to PodSnapshot team-b/'
 grep 'Failed to checkpoint' "$work/agent.out" | tail -n 1 | cut -c1-400
 objects team-a/ >"$work/after"

@@ -230,6 +230,8 @@ fn a_save_under_way_keeps_its_id_and_its_bases() {
         .ends_with(4)
         .says(&["save of s that is under way"]);
     tool.run(&["restore", "s", "out"]).ends_with(3);
+    let listed = tool.json(&["ls"]);
+    assert_eq!(listed[0]["status"], "saving", "{listed}");
     assert!(tool.listed().is_empty());
 
     writer.write_all(b"the end").unwrap();

@@ -144,8 +144,9 @@ impl Agent {
             }
         }
         for trigger in self.wanted.triggers.clone() {
-            if self.triggered.insert(trigger.metadata.full_name()) {
-                self.trigger(&trigger).await;
+            let name = trigger.metadata.full_name();
+            if !self.triggered.contains(&name) && self.trigger(&trigger).await {
+                self.triggered.insert(name);
             }
         }
         for sandbox in self.sandboxes.values_mut() {
@@ -172,15 +173,18 @@ impl Agent {
         }
     }
 
-    async fn trigger(&mut self, trigger: &PodSnapshotManualTrigger) {
+    /// Does what a trigger asks for, unless its pod only begins to run: then it is asked for again.
+    async fn trigger(&mut self, trigger: &PodSnapshotManualTrigger) -> bool {
         let name = format!("{}/{}", trigger.metadata.namespace, trigger.target_pod);
-        match self.sandboxes.get_mut(&name) {
-            Some(sandbox) => {
-                sandbox
-                    .checkpoint(&self.node, &self.wanted, &mut self.events)
-                    .await;
-            }
-            None => eprintln!("agent: {}: there is no pod {name}", trigger.file.display()),
+        let Some(sandbox) = self.sandboxes.get_mut(&name) else {
+            eprintln!("agent: {}: there is no pod {name}", trigger.file.display());
+            return true;
+        };
+        if sandbox.is_starting(&self.node) {
+            return false;
         }
+        let checkpoint = sandbox.checkpoint(&self.node, &self.wanted, &mut self.events);
+        checkpoint.await;
+        true
     }
 }

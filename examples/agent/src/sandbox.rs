@@ -244,6 +244,11 @@ impl Sandbox {
         let _ = child.wait();
     }
 
+    /// Whether it was started, and does not run yet.
+    pub fn is_starting(&self, node: &Node) -> bool {
+        self.child.is_some() && !self.is_running(node)
+    }
+
     fn is_running(&self, node: &Node) -> bool {
         let state = node.runsc(&self.dir, &["state", &self.id]);
         state.is_ok_and(|output| {
