@@ -176,6 +176,14 @@
 //! The hashes in a snapshot all hang on one, its [digest](Snapshot::digest), which [`SaveStats::digest`] tells. Who keeps it elsewhere and
 //! [demands](Snapshot::demand_digest) it before restoring need not trust the store.
 //!
+//! # Running pods from snapshots
+//!
+//! A [`Catalog`] is for agents and controllers. An agent asks it for the [newest](Catalog::newest) snapshot of a group, whose name is made of what must
+//! agree for a restore ([`Requirements`]), says that it [restores](Catalog::begin_restore) it, or notes that one
+//! [could not be saved](Catalog::note_failure); none of this lists the bucket. A controller [plans](Catalog::plan_retention) which snapshots have had
+//! their time and [carries that out](Catalog::retain), beside any number of agents and other controllers. What users want of both they say in
+//! the YAML that [`policy`] reads. The programs in `examples/agent` and `examples/controller` are made of this and of nothing else.
+//!
 //! # Exports
 //!
 //! [`Snapshot::export`] writes a snapshot, with all it borrows, to one file. [`Snapshot::open_export`] opens such a file as if it were stored: it can be
@@ -188,6 +196,7 @@
 //! <path>/<snapshot>/pack-<attempt>-<n>  compressed chunks; written once, never changed
 //! <path>/<snapshot>/lease               while the snapshot is being written
 //! <path>/<snapshot>/working-set         what a restore touched, if one was recorded
+//! <path>/<snapshot>/{used,pinned,...}   notes: when it was last used, that it stays, why it failed or goes
 //! <path>/heads/<group>                  the newest snapshot of a group
 //! ```
 //!
@@ -195,3 +204,5 @@
 
 #[doc(inline)]
 pub use podsnap_engine::*;
+#[doc(inline)]
+pub use podsnap_policy as policy;

@@ -122,6 +122,17 @@ pub fn date(unix_ms: u64) -> String {
     )
 }
 
+/// How long ago, as Kubernetes says it: `45s`, `12m`, `5h`, `47h`, `3d`.
+pub fn age(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
 /// Text that somebody else wrote, safe to show and short enough for a line.
 pub fn shortened(text: &str) -> String {
     const SHOWN: usize = 80;

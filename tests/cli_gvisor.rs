@@ -70,7 +70,7 @@ fn a_small_pod_resumes_from_a_restored_image() {
     let listed = tool.json(&["ls"]);
     assert_eq!(listed[0]["snapshot"], "small");
     assert_eq!(listed[0]["raw_bytes"], raw);
-    assert_eq!(listed[0]["problem"], serde_json::Value::Null);
+    assert_eq!(listed[0]["status"], "available");
     assert!(tool.run(&["ls"]).ok().text().contains("small"));
 }
 

@@ -77,9 +77,17 @@ fn listings_show_what_was_saved_newest_first() {
     assert_eq!(listed[0]["borrows_from"], json!(["one"]));
     assert_eq!(listed[0]["raw_bytes"], 100_000);
     let text = tool.run(&["ls"]).ok();
+    let lines: Vec<Vec<_>> = text
+        .text()
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(lines.len(), 4);
+    assert_eq!(lines[0], ["NAME", "STATUS", "POLICY", "AGE"]);
+    assert_eq!(lines[1][..3], ["three", "Available", "-"]);
+    let text = tool.run(&["ls", "--wide"]).ok();
     let lines: Vec<_> = text.text().lines().collect();
     assert_eq!(lines.len(), 4);
-    assert!(lines[0].starts_with("SNAPSHOT"));
     assert!(lines[2].starts_with("two") && lines[2].ends_with("one"));
     // What does not belong to a snapshot is none, and is not touched.
     fs::create_dir(tool.path("store/stray")).unwrap();
@@ -222,6 +230,8 @@ fn a_save_under_way_keeps_its_id_and_its_bases() {
         .ends_with(4)
         .says(&["save of s that is under way"]);
     tool.run(&["restore", "s", "out"]).ends_with(3);
+    let listed = tool.json(&["ls"]);
+    assert_eq!(listed[0]["status"], "saving", "{listed}");
     assert!(tool.listed().is_empty());
 
     writer.write_all(b"the end").unwrap();

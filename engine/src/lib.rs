@@ -25,6 +25,7 @@ mod key_file;
 mod lazy;
 mod lease;
 mod metadata;
+mod metrics;
 pub mod mount;
 mod names;
 mod printable;
@@ -44,7 +45,10 @@ mod wait;
 
 use std::sync::{Arc, OnceLock};
 
-pub use catalog::Listed;
+pub use catalog::{
+    Catalog, Listed, NAMESPACE_LABEL, POLICY_LABEL, Requirements, Retained, RetentionPlan,
+    RetentionRules, RetentionStats, State, Status, Verdict,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use export::ExportStats;
 pub use garbage::{CollectOptions, CollectStats, CollectionPlan, Garbage};

@@ -13,6 +13,18 @@ pub(crate) const LEASE: &str = "lease";
 /// Name of what was learned about the order of a snapshot's pages.
 pub(crate) const WORKING_SET: &str = "working-set";
 
+/// When a snapshot was last used.
+pub(crate) const USED: &str = "used";
+
+/// That a snapshot stays, whatever its policy says.
+pub(crate) const PINNED: &str = "pinned";
+
+/// Why a snapshot was not saved.
+pub(crate) const FAILED: &str = "failed";
+
+/// That a snapshot is about to be removed.
+pub(crate) const DELETING: &str = "deleting";
+
 /// Directory of the newest snapshots of all groups; no snapshot may be called so.
 pub(crate) const HEADS: &str = "heads";
 

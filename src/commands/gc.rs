@@ -60,7 +60,7 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
 }
 
 /// A number of seconds, minutes, hours or days: `90s`, `30m`, `24h`, `7d`.
-fn parse_time(text: &str) -> Result<Duration, String> {
+pub fn parse_time(text: &str) -> Result<Duration, String> {
     let bad = || format!("{text:?} is no time; write 90s, 30m, 24h or 7d");
     let unit = match text.as_bytes().last() {
         Some(b's') => 1,

@@ -1,19 +1,28 @@
 //! `podsnap ls`: what is in the store.
 
-use podsnap::{Listed, printable, printable_message};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use podsnap::{Listed, Status, printable, printable_message};
 
 use crate::{context::Context, exit::Failure, report};
 
 /// List the store's snapshots, newest first
+///
+/// Those that are being saved, that could not be saved and that are being removed are listed too. POLICY is the PodSnapshotPolicy that a
+/// snapshot was saved for.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   podsnap ls
-  podsnap ls --group web --json | jq -r '.[].snapshot'")]
+  podsnap ls --wide
+  podsnap ls --group web --json | jq -r '.[] | select(.status == \"available\") | .snapshot'")]
 pub struct Args {
     /// Only snapshots of this group
     #[arg(long)]
     group: Option<String>,
+    /// More columns: sizes, when it was last used, group, and whose data it borrows
+    #[arg(long, short)]
+    wide: bool,
 }
 
 pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
@@ -29,39 +38,60 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         if listed.is_empty() {
             return format!("no snapshots in {}\n", store.url());
         }
-        let title = [
-            "SNAPSHOT",
-            "CREATED (UTC)",
-            "RAW",
-            "STORED",
-            "GROUP",
-            "BORROWS FROM",
-        ];
-        let mut rows = vec![title.map(str::to_owned).to_vec()];
-        rows.extend(listed.iter().map(row));
-        report::table(&rows, &[false, false, true, true])
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |d| d.as_millis() as u64);
+        let mut title = vec!["NAME", "STATUS", "POLICY", "AGE"];
+        if args.wide {
+            title.extend(["RAW", "STORED", "LAST USED", "GROUP", "BORROWS FROM"]);
+        }
+        let mut rows = vec![title.into_iter().map(str::to_owned).collect::<Vec<_>>()];
+        rows.extend(listed.iter().map(|s| row(s, now, args.wide)));
+        let right = [false, false, false, false, true, true];
+        let mut text = report::table(&rows, &right);
+        for s in &listed {
+            if let Some(reason) = &s.reason {
+                text.push_str(&format!("{}: {}\n", s.snapshot, printable_message(reason)));
+            }
+            if let Some(reason) = &s.pinned {
+                let reason = printable_message(reason);
+                text.push_str(&format!("{}: pinned: {reason}\n", s.snapshot));
+            }
+        }
+        text
     })?;
     Ok(0)
 }
 
-fn row(listed: &Listed) -> Vec<String> {
-    if let Some(problem) = &listed.problem {
-        let stored = report::bytes(listed.stored_bytes);
-        return vec![
-            listed.snapshot.clone(),
-            "?".to_owned(),
-            "?".to_owned(),
-            stored,
-            "?".to_owned(),
-            printable_message(problem),
-        ];
-    }
-    vec![
+fn row(listed: &Listed, now: u64, wide: bool) -> Vec<String> {
+    let or_dash = |text: &Option<String>| printable(text.as_deref().unwrap_or("-"));
+    let age = |unix_ms: Option<u64>| match unix_ms {
+        None | Some(0) => "-".to_owned(),
+        Some(then) => report::age(now.saturating_sub(then)),
+    };
+    let mut row = vec![
         listed.snapshot.clone(),
-        report::date(listed.created_unix_ms),
-        report::bytes(listed.raw_bytes),
-        report::bytes(listed.stored_bytes),
-        printable(listed.group.as_deref().unwrap_or("-")),
-        listed.borrows_from.join(", "),
-    ]
+        status(listed.status).to_owned(),
+        or_dash(&listed.policy),
+        age(Some(listed.created_unix_ms)),
+    ];
+    if wide {
+        row.extend([
+            report::bytes(listed.raw_bytes),
+            report::bytes(listed.stored_bytes),
+            age(listed.last_used_unix_ms),
+            or_dash(&listed.group),
+            listed.borrows_from.join(", "),
+        ]);
+    }
+    row
+}
+
+fn status(status: Status) -> &'static str {
+    match status {
+        Status::Saving => "Saving",
+        Status::Available => "Available",
+        Status::Failed => "Failed",
+        Status::Deleting => "Deleting",
+        _ => "Unknown",
+    }
 }

@@ -12,6 +12,7 @@ mod inspect;
 mod ls;
 mod mount;
 mod restore;
+mod retain;
 mod rm;
 mod save;
 mod serve_uffd;
@@ -34,6 +35,7 @@ pub enum Command {
     Diff(diff::Args),
     Ls(ls::Args),
     Rm(rm::Args),
+    Retain(retain::Args),
     Gc(gc::Args),
     Export(export::Args),
     Import(import::Args),
@@ -58,6 +60,7 @@ pub async fn run(command: Command, context: &Context) -> Result<u8, Failure> {
         Command::Diff(args) => diff::run(args, context).await,
         Command::Ls(args) => ls::run(args, context).await,
         Command::Rm(args) => rm::run(args, context).await,
+        Command::Retain(args) => retain::run(args, context).await,
         Command::Gc(args) => gc::run(args, context).await,
         Command::Export(args) => export::run(args, context).await,
         Command::Import(args) => import::run(args, context).await,

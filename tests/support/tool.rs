@@ -136,11 +136,12 @@ impl Tool {
         assert_eq!(report["sound"], true, "{report}");
     }
 
-    /// The ids that `ls` shows, newest first.
+    /// The ids of snapshots that `ls` calls available, newest first.
     pub fn listed(&self) -> Vec<String> {
         let listed = self.json(&["ls"]);
         let ids = listed.as_array().expect("a list").iter();
-        ids.map(|s| s["snapshot"].as_str().unwrap().to_owned())
+        ids.filter(|s| s["status"] == "available")
+            .map(|s| s["snapshot"].as_str().unwrap().to_owned())
             .collect()
     }
 

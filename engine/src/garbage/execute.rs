@@ -53,6 +53,7 @@ impl Store {
             stats.deleted_objects += 1;
             stats.deleted_bytes += garbage.bytes;
         }
+        crate::metrics::collected(&stats);
         Ok(stats)
     }
 

@@ -140,9 +140,9 @@ impl<E: Fn(&LeaseRecord) -> bool> Judge<'_, E> {
                         found.push((id, Part::Pack, object.clone()));
                     }
                 }
-                Some((id, Part::WorkingSet)) => {
+                Some((id, part @ (Part::WorkingSet | Part::Note))) => {
                     if !survey.manifests.contains_key(&id) && !survey.leases.contains_key(&id) {
-                        found.push((id, Part::WorkingSet, object.clone()));
+                        found.push((id, part, object.clone()));
                     }
                 }
                 Some((_, Part::Manifest)) => {}

@@ -138,6 +138,8 @@ pub(crate) enum Part {
     Manifest,
     Lease,
     WorkingSet,
+    /// What the catalog has noted about it.
+    Note,
     /// A pack, or a piece of one.
     Pack,
 }
@@ -149,6 +151,7 @@ pub(crate) fn place_of(object: &ObjectMeta) -> Option<(SnapshotId, Part)> {
         names::MANIFEST => Part::Manifest,
         names::LEASE => Part::Lease,
         names::WORKING_SET => Part::WorkingSet,
+        names::USED | names::PINNED | names::FAILED | names::DELETING => Part::Note,
         name if names::is_of_pack(name) => Part::Pack,
         _ => return None,
     };

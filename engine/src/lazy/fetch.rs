@@ -186,6 +186,7 @@ async fn from_node(snapshot: &Snapshot, duties: Vec<Duty>) -> Vec<Duty> {
         cache.refresh();
         let mut decoder = Decoder::new();
         let mut missing = Vec::new();
+        let wanted = duties.len();
         for duty in duties {
             let id = &duty.chunk.id;
             let Some(frame) = cache.get(id) else {
@@ -203,6 +204,7 @@ async fn from_node(snapshot: &Snapshot, duties: Vec<Duty>) -> Vec<Duty> {
                 }
             }
         }
+        crate::metrics::node_cache(wanted - missing.len(), missing.len());
         missing
     };
     tokio::task::spawn_blocking(work).await.unwrap_or_default()

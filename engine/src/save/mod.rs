@@ -473,7 +473,7 @@ impl SnapshotWriter {
             .await
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Store, "the commit died")))?;
         let p = progress.snapshot();
-        Ok(SaveStats {
+        let stats = SaveStats {
             snapshot,
             digest: digest.to_string(),
             raw_bytes,
@@ -487,7 +487,9 @@ impl SnapshotWriter {
             chunks: packed.chunks.len() as u64,
             elapsed_ms: started.elapsed().as_millis() as u64,
             bases,
-        })
+        };
+        crate::metrics::saved(&stats);
+        Ok(stats)
     }
 
     /// Makes the snapshot visible, moves the head, drops the lease. Whatever fails before the manifest stands undoes the save.

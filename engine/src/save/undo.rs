@@ -70,6 +70,7 @@ impl Unfinished {
 
     /// Undoes the save because of `e`; returns what to say of it.
     pub(super) async fn fail(mut self, e: Error) -> Error {
+        crate::metrics::save_failed();
         let gave_up = self
             .parts()
             .packer

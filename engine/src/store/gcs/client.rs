@@ -406,7 +406,7 @@ impl Client {
                 let count = tries.count();
                 return Err((error.hint(format!("given up after {count} tries")), count));
             }
-            self.counters.retries.fetch_add(1, Relaxed);
+            self.counters.retried();
         }
     }
 }

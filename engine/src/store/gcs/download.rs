@@ -108,7 +108,7 @@ pub(super) async fn read(
             tries.progressed();
             client.counters.resumed.fetch_add(1, Relaxed);
         } else if tries.another(asked_for).await {
-            client.counters.retries.fetch_add(1, Relaxed);
+            client.counters.retried();
         } else {
             return Err(error.hint(format!("given up after {} tries", tries.count())));
         }

@@ -23,7 +23,7 @@ pub struct GcsStats {
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) requests: AtomicU64,
-    pub(super) retries: AtomicU64,
+    retries: AtomicU64,
     pub(super) resumed: AtomicU64,
     pub(super) hedges: AtomicU64,
     pub(super) received: AtomicU64,
@@ -46,6 +46,11 @@ impl Counters {
             received_bytes: self.received.load(Relaxed),
             sent_bytes: self.sent.load(Relaxed),
         }
+    }
+
+    pub(super) fn retried(&self) {
+        self.retries.fetch_add(1, Relaxed);
+        crate::metrics::retried();
     }
 
     /// Whether one more hedge keeps within the share of the traffic that hedges may have; counts it if so.

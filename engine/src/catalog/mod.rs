@@ -1,14 +1,35 @@
-//! What a store holds: listing its snapshots, and finding a group's newest when its head goes. Both need the right to list.
+//! What a store holds, and what is known about it: snapshots by group, their status, when they were last used, and which may go.
+//!
+//! Here are the listing, and moving a group's head when its snapshot goes. Both need the right to list.
+//!
+//! - [`finder`]: what who runs pods needs, without the right to list: the newest snapshot of a group, a certain one, that one is used, is to
+//!   stay, or could not be saved.
+//! - [`group`]: what must agree between a pod that was saved and one that is restored.
+//! - [`status`]: how far a snapshot is.
+//! - [`retention`]: which snapshots have had their time: planned, then executed.
+//! - [`notes`]: the small objects beside a snapshot's manifest in which all this is kept.
+
+mod finder;
+mod group;
+mod notes;
+mod retention;
+mod status;
+
+use std::collections::BTreeMap;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use podsnap_format::SnapshotId;
 
+pub use finder::Catalog;
+pub use group::Requirements;
+pub use retention::{Retained, RetentionPlan, RetentionRules, RetentionStats, Verdict};
+pub use status::{State, Status};
+
 use crate::{
     Store,
     error::{Error, ErrorKind, Result},
-    garbage::{place_of, snapshot_of, unreadable},
+    garbage::{Part, place_of, unreadable},
     heads, names,
-    snapshot::Snapshot,
     store::{Condition, ObjectMeta},
 };
 
@@ -18,75 +39,84 @@ const READS_AT_ONCE: usize = 16;
 /// Times a head is tried to be moved against savers and other removers.
 const MAX_TRIES: u32 = 32;
 
+/// The label of a snapshot that names the policy it was saved for.
+pub const POLICY_LABEL: &str = "policy";
+
+/// The label of a snapshot that names the namespace of its policy and its pod.
+pub const NAMESPACE_LABEL: &str = "namespace";
+
 /// A snapshot in a listing.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Listed {
     /// Its id.
     pub snapshot: String,
-    /// Milliseconds since 1970 when its save began.
+    /// How far it is.
+    pub status: Status,
+    /// More about the status: who saves it, why it failed or goes, why it cannot be read.
+    pub reason: Option<String>,
+    /// The policy it was saved for.
+    pub policy: Option<String>,
+    /// The namespace of that policy.
+    pub namespace: Option<String>,
+    /// Milliseconds since 1970 when its save began; 0 if that is not known.
     pub created_unix_ms: u64,
+    /// Milliseconds since 1970 when somebody last began to restore it, give or take ten minutes.
+    pub last_used_unix_ms: Option<u64>,
+    /// Why it stays whatever its policy says, if it does.
+    pub pinned: Option<String>,
     /// The group it was saved into.
     pub group: Option<String>,
+    /// What its owner labelled it with.
+    pub labels: BTreeMap<String, String>,
     /// Bytes of its sections.
     pub raw_bytes: u64,
     /// Bytes of the objects under its own name.
     pub stored_bytes: u64,
     /// Other snapshots that hold packs it needs.
     pub borrows_from: Vec<String>,
-    /// Why its manifest cannot be read, if it cannot.
-    pub problem: Option<String>,
 }
 
 impl Store {
-    /// All snapshots, newest first. One whose manifest cannot be read is listed with its [problem](Listed::problem).
+    /// All snapshots, newest first: those that can be restored, and those that are being saved, that could not be saved, or that are about to go.
+    /// One whose manifest cannot be read is listed as [failed](Status::Failed), with the reason.
     ///
     /// ```
     /// # use podsnap_engine as podsnap;
     /// # #[tokio::main]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use podsnap::{SaveOptions, Store};
+    /// use podsnap::{SaveOptions, Status, Store};
     ///
     /// let store = Store::open("memory://list")?;
     /// assert!(store.list().await?.is_empty());
-    /// store.save(&"web-1".parse()?, SaveOptions::default()).await?.finish().await?;
+    /// let writer = store.save(&"web-1".parse()?, SaveOptions::default()).await?;
+    /// assert_eq!(store.list().await?[0].status, Status::Saving);
+    /// writer.finish().await?;
     /// let listed = store.list().await?;
     /// assert_eq!(listed[0].snapshot, "web-1");
+    /// assert_eq!(listed[0].status, Status::Available);
     /// # Ok(()) }
     /// ```
     pub async fn list(&self) -> Result<Vec<Listed>> {
         let objects = self.list_objects().await?;
-        let ids: Vec<SnapshotId> = objects
-            .iter()
-            .filter_map(|o| snapshot_of(o, names::MANIFEST))
-            .collect();
-        let mut listed: Vec<Listed> = stream::iter(ids)
-            .map(|id| {
-                let stored_bytes = own_objects(&objects, &id).map(|o| o.len).sum();
-                async move {
-                    let opened = self.snapshot(&id).await;
-                    match opened {
-                        Ok(snapshot) => Ok(Some(describe(&snapshot, stored_bytes))),
-                        // Removed since the listing.
-                        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-                        Err(e) if unreadable(&e) => Ok(Some(Listed {
-                            snapshot: id.to_string(),
-                            created_unix_ms: 0,
-                            group: None,
-                            raw_bytes: 0,
-                            stored_bytes,
-                            borrows_from: Vec::new(),
-                            problem: Some(e.to_string()),
-                        })),
-                        Err(e) => Err(e),
-                    }
-                }
-            })
+        let mut parts: BTreeMap<SnapshotId, Parts> = BTreeMap::new();
+        for object in &objects {
+            if let Some((id, part)) = place_of(object) {
+                parts.entry(id).or_default().add(part, object);
+            }
+        }
+        let mut listed: Vec<Listed> = stream::iter(parts)
+            .map(|(id, parts)| async move { self.describe(&id, &parts).await })
             .buffer_unordered(READS_AT_ONCE)
             .try_filter_map(|listed| async move { Ok(listed) })
             .try_collect()
             .await?;
+        let rank = |l: &Listed| {
+            let newest_first = std::cmp::Reverse(l.created_unix_ms);
+            (l.status != Status::Saving, newest_first)
+        };
         listed.sort_by(|a, b| {
-            (b.created_unix_ms, &b.snapshot).cmp(&(a.created_unix_ms, &a.snapshot))
+            let by_id = || b.snapshot.cmp(&a.snapshot);
+            rank(a).cmp(&rank(b)).then_with(by_id)
         });
         Ok(listed)
     }
@@ -179,7 +209,9 @@ impl Store {
     async fn newest_but(&self, group: &str, id: &SnapshotId) -> Result<Option<heads::Head>> {
         let listed = self.list().await?;
         let of_group = |s: &&Listed| {
-            s.group.as_deref() == Some(group) && s.problem.is_none() && s.snapshot != id.as_str()
+            s.group.as_deref() == Some(group)
+                && s.status == Status::Available
+                && s.snapshot != id.as_str()
         };
         Ok(listed.iter().find(of_group).and_then(|s| {
             Some(heads::Head {
@@ -199,23 +231,31 @@ pub(crate) fn own_objects<'a>(
     objects.iter().filter(own)
 }
 
-fn describe(snapshot: &Snapshot, stored_bytes: u64) -> Listed {
-    let mut borrows_from: Vec<String> = snapshot
-        .directory()
-        .packs
-        .iter()
-        .filter(|p| p.snapshot != *snapshot.id())
-        .map(|p| p.snapshot.to_string())
-        .collect();
-    borrows_from.sort();
-    borrows_from.dedup();
-    Listed {
-        snapshot: snapshot.id().to_string(),
-        created_unix_ms: snapshot.metadata().created_unix_ms,
-        group: snapshot.metadata().group.clone(),
-        raw_bytes: snapshot.sections().iter().map(|s| s.length).sum(),
-        stored_bytes,
-        borrows_from,
-        problem: None,
+/// The objects that a listing found under the name of one snapshot.
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    bytes: u64,
+    manifest: bool,
+    lease: bool,
+    /// Names of notes.
+    notes: Vec<String>,
+}
+
+impl Parts {
+    fn add(&mut self, part: Part, object: &ObjectMeta) {
+        self.bytes += object.len;
+        match part {
+            Part::Manifest => self.manifest = true,
+            Part::Lease => self.lease = true,
+            Part::Note => {
+                let name = object.name.rsplit('/').next().unwrap_or_default();
+                self.notes.push(name.to_owned());
+            }
+            Part::Pack | Part::WorkingSet => {}
+        }
+    }
+
+    fn has(&self, note: &str) -> bool {
+        self.notes.iter().any(|name| name == note)
     }
 }

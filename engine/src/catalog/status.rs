@@ -1,0 +1,268 @@
+//! How far a snapshot is, found out from the objects under its name.
+
+use podsnap_format::SnapshotId;
+
+use super::{
+    Listed, NAMESPACE_LABEL, POLICY_LABEL, Parts,
+    notes::{self, Deleting, Failed, Note, Pinned, Used},
+};
+use crate::{
+    Store,
+    error::{Error, ErrorKind, Result},
+    garbage::unreadable,
+    lease::{self, LeaseRecord},
+    snapshot::Snapshot,
+};
+
+/// How far a snapshot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Status {
+    /// Somebody writes it.
+    Saving,
+    /// It can be restored.
+    Available,
+    /// It could not be saved, or cannot be read.
+    Failed,
+    /// It is being removed, or was and its data waits for a collector. It is not restored any more.
+    Deleting,
+}
+
+/// How far a snapshot is, and why.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct State {
+    /// How far.
+    pub status: Status,
+    /// Who saves it, why it failed or goes.
+    pub reason: Option<String>,
+}
+
+impl Store {
+    /// How far a snapshot is; nothing if nobody ever heard of it. Needs no right to list.
+    ///
+    /// ```
+    /// # use podsnap_engine as podsnap;
+    /// # #[tokio::main]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use podsnap::{SaveOptions, Status, Store};
+    ///
+    /// let store = Store::open("memory://state")?;
+    /// let id = "web-1".parse()?;
+    /// assert_eq!(store.state(&id).await?, None);
+    /// store.save(&id, SaveOptions::default()).await?.finish().await?;
+    /// let state = store.state(&id).await?.expect("it is there");
+    /// assert_eq!(state.status, Status::Available);
+    /// # Ok(()) }
+    /// ```
+    pub async fn state(&self, id: &SnapshotId) -> Result<Option<State>> {
+        // The lease goes behind the manifest, so it is looked at first.
+        let saving = match lease::read(&**self.backend(), id).await {
+            Ok(found) => found,
+            Err(e) if e.is_absence() => None,
+            Err(e) => return Err(e),
+        };
+        let state = match self.snapshot(id).await {
+            Ok(snapshot) => self.state_of_committed(&snapshot).await,
+            Err(e) if e.is_absence() => return self.state_without_manifest(id, saving).await,
+            Err(e) if unreadable(&e) => State::failed(e.to_string()),
+            Err(e) => return Err(e),
+        };
+        Ok(Some(state))
+    }
+
+    async fn state_of_committed(&self, snapshot: &Snapshot) -> State {
+        let deleting = notes::read::<Deleting>(&**self.backend(), snapshot.id()).await;
+        match deleting {
+            Ok(Some((note, _))) if note.is_about(snapshot) => State {
+                status: Status::Deleting,
+                reason: Some(note.reason),
+            },
+            Ok(_) => State::available(),
+            // Whoever wants to remove it writes another one first.
+            Err(error) => {
+                tracing::warn!(%error, "a note makes no sense");
+                State::available()
+            }
+        }
+    }
+
+    async fn state_without_manifest(
+        &self,
+        id: &SnapshotId,
+        saving: Option<(LeaseRecord, crate::store::Version)>,
+    ) -> Result<Option<State>> {
+        if let Some((record, _)) = &saving
+            && record.is_live(self.host())
+        {
+            return Ok(Some(State {
+                status: Status::Saving,
+                reason: Some(format!("written by {}", holder(record))),
+            }));
+        }
+        let backend = &**self.backend();
+        if let Some((note, _)) = note_or_reason::<Failed>(backend, id).await? {
+            return Ok(Some(State::failed(note.reason)));
+        }
+        if let Some((record, _)) = saving {
+            let who = holder(&record);
+            return Ok(Some(State::failed(format!(
+                "its save ended without a word: {who}"
+            ))));
+        }
+        let deleting = notes::read::<Deleting>(backend, id).await;
+        Ok(deleting.ok().flatten().map(|(note, _)| State {
+            status: Status::Deleting,
+            reason: Some(note.reason),
+        }))
+    }
+
+    /// A line of the listing; nothing for what is neither a snapshot nor was to become one.
+    pub(super) async fn describe(&self, id: &SnapshotId, parts: &Parts) -> Result<Option<Listed>> {
+        let backend = &**self.backend();
+        let mut listed = Listed {
+            snapshot: id.to_string(),
+            status: Status::Available,
+            reason: None,
+            policy: None,
+            namespace: None,
+            created_unix_ms: 0,
+            last_used_unix_ms: None,
+            pinned: None,
+            group: None,
+            labels: Default::default(),
+            raw_bytes: 0,
+            stored_bytes: parts.bytes,
+            borrows_from: Vec::new(),
+        };
+        let opened = match parts.manifest {
+            true => self.snapshot(id).await,
+            false => Err(Error::new(ErrorKind::NotFound, "there is no manifest")),
+        };
+        match opened {
+            Ok(snapshot) => {
+                listed.fill(&snapshot);
+                if parts.has(names_of::<Deleting>()) {
+                    let state = self.state_of_committed(&snapshot).await;
+                    (listed.status, listed.reason) = (state.status, state.reason);
+                }
+                if parts.has(names_of::<Used>()) {
+                    let used = hint::<Used>(backend, id).await?;
+                    listed.last_used_unix_ms = used.map(|note| note.unix_ms);
+                }
+                if parts.has(names_of::<Pinned>()) {
+                    let pinned = hint::<Pinned>(backend, id).await?;
+                    // That somebody pinned it is certain, whatever else the note says.
+                    let reason = pinned.map(|note| note.reason);
+                    listed.pinned = Some(reason.unwrap_or_else(|| "?".to_owned()));
+                }
+            }
+            // Removed since, or never committed.
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                if !parts.lease && parts.notes.is_empty() {
+                    return Ok(None);
+                }
+                let saving = match lease::read(backend, id).await {
+                    Err(e) if unreadable(&e) => {
+                        listed.status = Status::Failed;
+                        listed.reason = Some(e.to_string());
+                        return Ok(Some(listed));
+                    }
+                    read => read?,
+                };
+                let Some(state) = self.state_without_manifest(id, saving).await? else {
+                    return Ok(None);
+                };
+                (listed.status, listed.reason) = (state.status, state.reason);
+                if let Some((note, _)) = note_or_reason::<Failed>(backend, id).await? {
+                    listed.created_unix_ms = note.unix_ms;
+                    listed.policy = note.policy;
+                    listed.namespace = note.namespace;
+                }
+            }
+            Err(e) if unreadable(&e) => {
+                listed.status = Status::Failed;
+                listed.reason = Some(e.to_string());
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(Some(listed))
+    }
+}
+
+impl State {
+    fn available() -> Self {
+        Self {
+            status: Status::Available,
+            reason: None,
+        }
+    }
+
+    fn failed(reason: String) -> Self {
+        Self {
+            status: Status::Failed,
+            reason: Some(reason),
+        }
+    }
+}
+
+impl Deleting {
+    /// Whether this snapshot is meant, and not an earlier one of the same id.
+    pub(super) fn is_about(&self, snapshot: &Snapshot) -> bool {
+        self.manifest == snapshot.version().0
+    }
+}
+
+impl Listed {
+    fn fill(&mut self, snapshot: &Snapshot) {
+        let metadata = snapshot.metadata();
+        let mut borrows_from: Vec<String> = snapshot
+            .directory()
+            .packs
+            .iter()
+            .filter(|p| p.snapshot != *snapshot.id())
+            .map(|p| p.snapshot.to_string())
+            .collect();
+        borrows_from.sort();
+        borrows_from.dedup();
+        self.borrows_from = borrows_from;
+        self.created_unix_ms = metadata.created_unix_ms;
+        self.group = metadata.group.clone();
+        self.labels = metadata.labels.clone();
+        self.policy = self.labels.get(POLICY_LABEL).cloned();
+        self.namespace = self.labels.get(NAMESPACE_LABEL).cloned();
+        self.raw_bytes = snapshot.sections().iter().map(|s| s.length).sum();
+    }
+}
+
+fn names_of<N: Note>() -> &'static str {
+    N::NAME
+}
+
+/// A note that is only shown: one that makes no sense counts as none, with a warning.
+async fn hint<N: Note>(backend: &dyn crate::store::Backend, id: &SnapshotId) -> Result<Option<N>> {
+    Ok(note_or_reason::<N>(backend, id)
+        .await?
+        .map(|(note, _)| note))
+}
+
+async fn note_or_reason<N: Note>(
+    backend: &dyn crate::store::Backend,
+    id: &SnapshotId,
+) -> Result<Option<(N, crate::store::Version)>> {
+    match notes::read::<N>(backend, id).await {
+        Err(error) if unreadable(&error) => {
+            tracing::warn!(%error, "a note makes no sense");
+            Ok(None)
+        }
+        read => read,
+    }
+}
+
+/// Who holds a lease, for people.
+fn holder(record: &LeaseRecord) -> String {
+    match &record.holder {
+        Some(holder) => format!("process {} on {}", holder.pid, holder.host),
+        None => "somebody".to_owned(),
+    }
+}

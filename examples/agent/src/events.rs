@@ -1,0 +1,50 @@
+//! Events, as a cluster has them: printed for people, and appended to a file for programs.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Write,
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use podsnap::policy::Pod;
+use serde_json::json;
+
+/// The reason of everything about snapshots.
+pub const SNAPSHOTTING: &str = "GKEPodSnapshotting";
+
+pub struct Events(File);
+
+impl Events {
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let opened = OpenOptions::new().create(true).append(true).open(path);
+        opened
+            .map(Self)
+            .map_err(|e| format!("{}: {e}", path.display()))
+    }
+
+    pub fn normal(&mut self, pod: &Pod, reason: &str, message: &str) {
+        self.record("Normal", pod, reason, message);
+    }
+
+    pub fn warning(&mut self, pod: &Pod, message: &str) {
+        self.record("Warning", pod, SNAPSHOTTING, message);
+    }
+
+    fn record(&mut self, kind: &str, pod: &Pod, reason: &str, message: &str) {
+        let name = &pod.metadata.name;
+        println!("{kind:<7}  {reason:<18}  pod/{name}  {message}");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let event = json!({
+            "unix_ms": now.map_or(0, |d| d.as_millis() as u64),
+            "type": kind,
+            "reason": reason,
+            "namespace": pod.metadata.namespace,
+            "object": format!("pod/{name}"),
+            "message": message,
+        });
+        if let Err(e) = writeln!(self.0, "{event}") {
+            eprintln!("agent: an event cannot be recorded: {e}");
+        }
+    }
+}

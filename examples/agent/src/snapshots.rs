@@ -1,0 +1,147 @@
+//! What a pod's policy means for it: the store, the group that its snapshots belong to, the one it starts from, and where it saves itself to.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use podsnap::{
+    Catalog, NAMESPACE_LABEL, OpenOptions, POLICY_LABEL, Requirements, Snapshot, SnapshotId, State,
+    Store,
+    policy::{AfterCheckpoint, Pod, PodSnapshotPolicy, Resources, TriggerType},
+};
+use serde_json::{Value, json};
+
+use crate::node::Node;
+
+/// A pod under a policy. It stays under it until it ends, whatever becomes of the policy.
+pub struct Snapshotted {
+    pub policy: PodSnapshotPolicy,
+    store: Store,
+    catalog: Catalog,
+    bucket: String,
+    path: String,
+    token: Option<String>,
+    requirements: Requirements,
+    group: String,
+    pod_name: String,
+}
+
+impl Snapshotted {
+    /// Finds out; nothing if no policy is for the pod.
+    pub fn of(node: &Node, resources: &Resources, pod: &Pod) -> Result<Option<Self>, String> {
+        let Some(policy) = resources.policy_for(pod) else {
+            return Ok(None);
+        };
+        let storage = resources.storage_of(policy).map_err(|e| e.to_string())?;
+        let grouping = policy.grouping_of(&pod.metadata.labels).map_err(|labels| {
+            let (name, labels) = (&policy.metadata.name, labels.join(", "));
+            format!("the policy {name} groups by labels that the pod does not have: {labels}")
+        })?;
+        let mut requirements =
+            Requirements::of_this_node(&pod.distilled_spec(), &node.runsc_version);
+        requirements.grouping = grouping;
+        let token = node.token(&pod.service_account)?;
+        let mut options = OpenOptions::default();
+        options.gcs.bearer_token = token.clone();
+        let store = Store::open_with(&storage.store_url(), &options, None);
+        let store = store.map_err(|e| format!("{}: {e}", storage.file.display()))?;
+        let name = &policy.metadata;
+        Ok(Some(Self {
+            policy: policy.clone(),
+            catalog: Catalog::new(&store),
+            store,
+            bucket: storage.bucket.clone(),
+            path: storage.path.clone(),
+            token,
+            group: requirements.group(&name.namespace, &name.name),
+            requirements,
+            pod_name: pod.metadata.name.clone(),
+        }))
+    }
+
+    /// The snapshot that the pod starts from: the one it asks for, or the newest that fits.
+    pub async fn find(&self, pod: &Pod) -> podsnap::Result<Option<Snapshot>> {
+        let found = match pod.pinned_snapshot() {
+            None => self.catalog.newest(&self.group).await?,
+            Some(id) => {
+                let id: SnapshotId = id.parse().map_err(|e| {
+                    let what = format!("{id:?} is no PodSnapshot");
+                    podsnap::Error::new(podsnap::ErrorKind::InvalidInput, what).because(e)
+                })?;
+                Some(self.catalog.pinned(&id, &self.requirements).await?)
+            }
+        };
+        match found {
+            Some(snapshot) => Ok(Some(self.catalog.begin_restore(snapshot.id()).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// An image path that makes runsc's gofer write, or read, this snapshot.
+    pub fn image(&self, dir: &Path, name: &str, snapshot: &SnapshotId) -> Result<PathBuf, String> {
+        let image = dir.join(name);
+        fs::create_dir(&image).map_err(|e| format!("{}: {e}", image.display()))?;
+        let prefix = match self.path.is_empty() {
+            true => format!("{snapshot}/"),
+            false => format!("{}/{snapshot}/", self.path),
+        };
+        let mut labels: BTreeMap<String, String> = self.requirements.labels();
+        let policy = &self.policy.metadata;
+        labels.insert(POLICY_LABEL.to_owned(), policy.name.clone());
+        labels.insert(NAMESPACE_LABEL.to_owned(), policy.namespace.clone());
+        labels.insert("pod".to_owned(), self.pod_name.clone());
+        let mut options = json!({
+            "bucket": self.bucket,
+            "object_prefix": prefix,
+            "group": self.group,
+            "labels": labels,
+        });
+        if let Some(token) = &self.token {
+            options["token"] = json!({ "access_token": token, "token_type": "Bearer" });
+        }
+        let file = image.join("gcs_opts.json");
+        // It holds a secret.
+        let mut open = fs::OpenOptions::new();
+        let opened = open.create_new(true).write(true).mode(0o600).open(&file);
+        opened
+            .and_then(|mut file| file.write_all(options.to_string().as_bytes()))
+            .map_err(|e| format!("{}: {e}", file.display()))?;
+        Ok(image)
+    }
+
+    /// What tells runsc that the pod may save itself into this image path.
+    pub fn annotations(&self, image: &Path) -> Value {
+        let resume = self.policy.after == AfterCheckpoint::Resume;
+        json!({
+            "dev.gvisor.internal.checkpoint.enable": "true",
+            "dev.gvisor.internal.checkpoint.path": image,
+            "dev.gvisor.internal.checkpoint.resume": resume.to_string(),
+            "dev.gvisor.internal.checkpoint.compression": "none",
+            "dev.gvisor.internal.checkpoint.exclude-committed-zero-pages": "true",
+        })
+    }
+
+    pub fn saves_itself(&self) -> bool {
+        self.policy.trigger == TriggerType::Workload
+    }
+
+    /// How far a snapshot is.
+    pub async fn state(&self, snapshot: &SnapshotId) -> podsnap::Result<Option<State>> {
+        self.store.state(snapshot).await
+    }
+
+    /// Tells others why a snapshot was not saved.
+    pub async fn note_failure(&self, snapshot: &SnapshotId, why: &str) {
+        let name = &self.policy.metadata;
+        let noted = self
+            .catalog
+            .note_failure(snapshot, &name.namespace, &name.name, why);
+        if let Err(e) = noted.await {
+            eprintln!("agent: that {snapshot} failed cannot be noted: {e}");
+        }
+    }
+}

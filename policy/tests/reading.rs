@@ -1,0 +1,418 @@
+//! The YAML of GKE's guide is read verbatim; what makes no sense is an error that says file, line and field.
+
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+
+use podsnap_policy::{
+    AfterCheckpoint, Error, PodSnapshotPolicy, Resources, TokenSource, TriggerType,
+};
+
+const STORAGE: &str = r#"apiVersion: podsnapshot.gke.io/v1
+kind: PodSnapshotStorageConfig
+metadata:
+  name: example-pod-snapshot-storage-config
+spec:
+  snapshotStorageConfig:
+    gcs:
+      bucket: "my-bucket"
+      path: "my-folder"
+"#;
+
+const POLICY: &str = r#"apiVersion: podsnapshot.gke.io/v1
+kind: PodSnapshotPolicy
+metadata:
+  name: example-pod-snapshot-policy
+  namespace: team-a
+spec:
+  storageConfigName: example-pod-snapshot-storage-config
+  selector:
+    matchLabels:
+      app: my-app
+  triggerConfig:
+    type: workload
+    postCheckpoint: resume
+  retentionConfig:
+    lastAccessTimeout: 7d
+  snapshotGroupingRules:
+    groupByLabelValue:
+      labels: ["tenant-id", "user-id"]
+      groupRetentionPolicy:
+        maxSnapshotCountPerGroup: 2
+"#;
+
+const POD: &str = r#"apiVersion: v1
+kind: Pod
+metadata:
+  name: my-app
+  namespace: team-a
+  labels:
+    app: my-app
+spec:
+  serviceAccountName: pod-snapshot-sa
+  runtimeClassName: gvisor
+  containers:
+  - name: my-container
+    image: python:3.10-slim
+    command: ["python3", "-c"]
+    args:
+      - |
+        import time
+        time.sleep(1)
+    env:
+    - name: MODE
+      value: "fast"
+"#;
+
+fn parse(text: &str) -> Result<Resources, Error> {
+    Resources::parse(Path::new("dir/it.yaml"), text)
+}
+
+fn policy(text: &str) -> PodSnapshotPolicy {
+    parse(text).unwrap().policies.remove(0)
+}
+
+fn labels(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let labels = labels.iter();
+    labels
+        .map(|(k, v)| (k.to_string(), v.to_string()))
+        .collect()
+}
+
+#[test]
+fn the_guide_is_read_verbatim() {
+    let all = parse(&[STORAGE, POLICY, POD].join("---\n")).unwrap();
+    let storage = &all.storage_configs[0];
+    assert_eq!(storage.store_url(), "gs://my-bucket/my-folder");
+    assert_eq!(storage.token_source, TokenSource::Pod);
+    let policy = &all.policies[0];
+    assert_eq!(
+        policy.metadata.full_name(),
+        "team-a/example-pod-snapshot-policy"
+    );
+    assert_eq!(policy.trigger, TriggerType::Workload);
+    assert_eq!(policy.after, AfterCheckpoint::Resume);
+    assert_eq!(
+        policy.retention.unused_for,
+        Some(Duration::from_secs(7 * 86400))
+    );
+    assert_eq!(policy.retention.max_per_group, Some(2));
+    let pod = &all.pods[0];
+    assert_eq!(pod.service_account, "pod-snapshot-sa");
+    let command = &pod.containers[0].command;
+    assert_eq!(command[2], "import time\ntime.sleep(1)\n");
+    assert_eq!(pod.containers[0].env["MODE"], "fast");
+    assert_eq!(all.policy_for(pod), Some(policy));
+    assert_eq!(all.storage_of(policy).unwrap(), storage);
+    let missing = policy
+        .grouping_of(&labels(&[("user-id", "u")]))
+        .unwrap_err();
+    assert_eq!(missing, ["tenant-id"]);
+    let both = labels(&[("user-id", "u"), ("tenant-id", "t"), ("app", "x")]);
+    let values = policy.grouping_of(&both).unwrap();
+    assert_eq!(values, labels(&[("tenant-id", "t"), ("user-id", "u")]));
+}
+
+#[test]
+fn what_kubectl_prints_is_read_as_well() {
+    let printed = r#"
+apiVersion: podsnapshot.gke.io/v1alpha1
+kind: PodSnapshotPolicy
+metadata:
+  annotations:
+    kubectl.kubernetes.io/last-applied-configuration: |
+      {"apiVersion":"podsnapshot.gke.io/v1"}
+  creationTimestamp: "2026-05-01T12:00:00Z"
+  generation: 1
+  name: p
+  resourceVersion: "12"
+  uid: x
+spec:
+  selector: {}
+  storageConfigName: s
+  triggerConfig: {type: manual, postCheckpoint: stop}
+  snapshotScope: whole-pod
+  snapshotGroupingRules:
+    groupByLabelValue:
+      labels: [a]
+      groupRetentionPolicy: {maxSnapshotCountPerGroup: 0}
+status:
+  conditions: []
+"#;
+    let policy = policy(printed);
+    assert_eq!(policy.metadata.namespace, "default");
+    assert_eq!(policy.trigger, TriggerType::Manual);
+    assert_eq!(policy.after, AfterCheckpoint::Stop);
+    assert_eq!(policy.retention.max_per_group, None, "0 lifts the limit");
+    assert_eq!(policy.retention.unused_for, None);
+    let trigger = "apiVersion: podsnapshot.gke.io/v1\nkind: PodSnapshotManualTrigger\nmetadata: {name: t}\nspec: {targetPod: my-app}\n";
+    assert_eq!(parse(trigger).unwrap().triggers[0].target_pod, "my-app");
+    let storage = STORAGE.replace(
+        "path: \"my-folder\"",
+        "path: /\n      tokenSource: federatedP4SA",
+    );
+    let storage = parse(&storage).unwrap().storage_configs.remove(0);
+    assert_eq!(storage.store_url(), "gs://my-bucket");
+    assert_eq!(storage.token_source, TokenSource::Node);
+}
+
+#[test]
+fn selectors_match_as_kubernetes_says() {
+    let with = |selector: &str| {
+        let text = POLICY.replace("    matchLabels:\n      app: my-app\n", selector);
+        policy(&text).selector
+    };
+    let all = with("    {}\n");
+    assert!(all.matches(&labels(&[])));
+    let expressions = with(
+        "    matchLabels: {app: a}\n    matchExpressions:\n    - {key: tier, operator: In, values: [x, y]}\n    - {key: old, operator: DoesNotExist}\n    - {key: zone, operator: NotIn, values: [z]}\n    - {key: app, operator: Exists}\n",
+    );
+    let good = [("app", "a"), ("tier", "x")];
+    assert!(expressions.matches(&labels(&good)));
+    for bad in [
+        &[("app", "b"), ("tier", "x")][..],
+        &[("app", "a")],
+        &[("app", "a"), ("tier", "z")],
+        &[("app", "a"), ("tier", "y"), ("old", "")],
+        &[("app", "a"), ("tier", "y"), ("zone", "z")],
+    ] {
+        assert!(!expressions.matches(&labels(bad)), "{bad:?}");
+    }
+}
+
+#[test]
+fn pods_of_other_namespaces_are_nobodys() {
+    let elsewhere = POD.replace("namespace: team-a", "namespace: team-b");
+    let all = parse(&[POLICY, &elsewhere].join("---\n")).unwrap();
+    assert_eq!(all.policy_for(&all.pods[0]), None);
+}
+
+#[test]
+fn of_a_pod_only_what_matters_for_restoring_is_distilled() {
+    let pod = |text: &str| parse(text).unwrap().pods.remove(0);
+    let first = pod(POD);
+    for (from, to) in [
+        ("value: \"fast\"", "value: \"slow\""),
+        ("name: my-app\n", "name: my-app-2\n"),
+        (
+            "  runtimeClassName",
+            "  nodeSelector: {zone: a}\n  runtimeClassName",
+        ),
+    ] {
+        let same = pod(&POD.replacen(from, to, 1));
+        assert_eq!(same.distilled_spec(), first.distilled_spec(), "{to}");
+    }
+    for (from, to) in [
+        ("time.sleep(1)", "time.sleep(2)"),
+        ("python:3.10-slim", "python:3.11-slim"),
+        ("MODE", "MODUS"),
+    ] {
+        let other = pod(&POD.replacen(from, to, 1));
+        assert_ne!(other.distilled_spec(), first.distilled_spec(), "{to}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_said_with_file_line_and_field() {
+    let cases: &[(&str, &str, &str, &str)] = &[
+        (
+            POLICY,
+            "    type: workload",
+            "    typ: workload",
+            "dir/it.yaml:11: spec.triggerConfig.type: it is missing",
+        ),
+        (
+            POLICY,
+            "    type: workload",
+            "    type: workload\n    when: now",
+            "dir/it.yaml:13: spec.triggerConfig.when: there is no such field; there are type, postCheckpoint",
+        ),
+        (
+            POLICY,
+            "    type: workload",
+            "    type: cron",
+            "dir/it.yaml:12: spec.triggerConfig.type: \"cron\" is not one of workload, manual",
+        ),
+        (
+            POLICY,
+            "postCheckpoint: resume",
+            "postCheckpoint: pause",
+            "dir/it.yaml:13: spec.triggerConfig.postCheckpoint: \"pause\" is not one of resume, stop",
+        ),
+        (
+            POLICY,
+            "lastAccessTimeout: 7d",
+            "lastAccessTimeout: 7w",
+            "dir/it.yaml:15: spec.retentionConfig.lastAccessTimeout: \"7w\" is no time",
+        ),
+        (
+            POLICY,
+            "lastAccessTimeout: 7d",
+            "lastAccessTimeout: 0min",
+            "too old at once",
+        ),
+        (
+            POLICY,
+            "lastAccessTimeout: 7d",
+            "lastAccessTimeout: 99999999999999999999y",
+            "is no time",
+        ),
+        (
+            POLICY,
+            "lastAccessTimeout: 7d",
+            "lastAccessTimeout: 7",
+            "put it into quotes",
+        ),
+        (
+            POLICY,
+            "PerGroup: 2",
+            "PerGroup: -2",
+            "dir/it.yaml:20: spec.snapshotGroupingRules.groupByLabelValue.groupRetentionPolicy.maxSnapshotCountPerGroup: -2 is no count",
+        ),
+        (
+            POLICY,
+            "PerGroup: 2",
+            "PerGroup: many",
+            "a number is expected, not a text",
+        ),
+        (
+            POLICY,
+            "      app: my-app",
+            "      app: 7",
+            "dir/it.yaml:10: spec.selector.matchLabels.app: a text is expected, not a number: put it into quotes",
+        ),
+        (
+            POLICY,
+            "  storageConfigName: example-pod-snapshot-storage-config\n",
+            "",
+            "dir/it.yaml:6: spec.storageConfigName: it is missing",
+        ),
+        (
+            POLICY,
+            "    matchLabels:",
+            "    matchExpressions: [{key: a, operator: In}]\n    matchLabels:",
+            "dir/it.yaml:9: spec.selector.matchExpressions[0].operator: it needs values",
+        ),
+        (
+            POLICY,
+            "spec:",
+            "specs: 1\nspec:",
+            "dir/it.yaml:6: specs: there is no such field",
+        ),
+        (
+            POLICY,
+            "  namespace: team-a",
+            "  namespace: ../etc",
+            "dir/it.yaml:5: metadata.namespace: \"../etc\" is no name",
+        ),
+        (
+            POLICY,
+            "podsnapshot.gke.io/v1",
+            "podsnapshot.gke.io/v2",
+            "dir/it.yaml:1: apiVersion: \"podsnapshot.gke.io/v2\" is not podsnapshot.gke.io/v1",
+        ),
+        (
+            POLICY,
+            "kind: PodSnapshotPolicy",
+            "kind: Deployment",
+            "dir/it.yaml:2: kind: \"Deployment\" is not one of",
+        ),
+        (
+            POLICY,
+            "  triggerConfig:",
+            "  snapshotScope: rootfs-only\n  triggerConfig:",
+            "spec.snapshotScope: rootfs-only is not supported",
+        ),
+        (
+            STORAGE,
+            "bucket: \"my-bucket\"",
+            "bucket: \"my/bucket\"",
+            "dir/it.yaml:8: spec.snapshotStorageConfig.gcs.bucket: \"my/bucket\" is no name of a bucket",
+        ),
+        (STORAGE, "my-folder", "a/../b", "is no path in a bucket"),
+        (
+            STORAGE,
+            "    gcs:",
+            "    s3:",
+            "spec.snapshotStorageConfig.gcs: it is missing",
+        ),
+        (
+            STORAGE,
+            "      path",
+            "      path2: x\n      path",
+            "dir/it.yaml:9: spec.snapshotStorageConfig.gcs.path2: there is no such field; there are bucket, path",
+        ),
+        (
+            POD,
+            "  containers:\n  - name",
+            "  containers:\n  - nom",
+            "dir/it.yaml:12: spec.containers[0].name: it is missing",
+        ),
+        (POLICY, "metadata:", "metadata: [", "dir/it.yaml:"),
+        (
+            POLICY,
+            "kind: PodSnapshotPolicy",
+            "kind: PodSnapshotPolicy\nkind: PodSnapshotPolicy",
+            "dir/it.yaml:3",
+        ),
+    ];
+    for (text, from, to, expected) in cases {
+        assert!(text.contains(from), "{from}");
+        let error = parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{to}: {error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+    let error = parse("just text").unwrap_err().to_string();
+    assert_eq!(error, "dir/it.yaml:1: a map is expected, not a text");
+}
+
+#[test]
+fn hostile_yaml_ends_soon() {
+    let mut bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
+    for (i, c) in ('b'..='k').enumerate() {
+        let before = (b'a' + i as u8) as char;
+        let list = vec![format!("*{before}"); 9].join(",");
+        bomb.push_str(&format!("{c}: &{c} [{list}]\n"));
+    }
+    for hostile in [
+        bomb,
+        "[".repeat(100_000),
+        "- ".repeat(100_000),
+        "x".repeat(2 << 20),
+        "---\n".repeat(200_000) + "a: b",
+        "a: *a".to_owned(),
+        "\u{0}".to_owned(),
+        "? [a]\n: b".to_owned(),
+        "apiVersion: !!binary aGk=".to_owned(),
+    ] {
+        let begin: String = hostile.chars().take(20).collect();
+        let error = parse(&hostile).expect_err(&begin).to_string();
+        assert!(error.len() < 1000, "{error}");
+    }
+}
+
+#[test]
+fn a_directory_is_read_file_by_file_and_names_are_given_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    write("10-storage.yaml", STORAGE);
+    write("20-policy.yml", POLICY);
+    write("notes.txt", "not YAML: [");
+    let all = Resources::read(dir.path()).unwrap();
+    assert_eq!((all.storage_configs.len(), all.policies.len()), (1, 1));
+    write("30-again.yaml", POLICY);
+    let error = Resources::read(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("30-again.yaml: metadata.name"), "{error}");
+    assert!(error.contains("20-policy.yml already"), "{error}");
+    let absent = Resources::read(&dir.path().join("absent")).unwrap_err();
+    assert!(absent.to_string().contains("absent: it cannot be read"));
+    fs::write(dir.path().join("30-again.yaml"), [0xff, 0xfe, 0x00]).unwrap();
+    let error = Resources::read(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("30-again.yaml"), "{error}");
+    // A policy whose storage nobody described.
+    let alone = parse(POLICY).unwrap();
+    let error = alone.storage_of(&alone.policies[0]).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("spec.storageConfigName: there is no")
+    );
+}
