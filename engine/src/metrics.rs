@@ -27,10 +27,14 @@ pub(crate) fn retried() {
     counter!("podsnap_store_retries_total").increment(1);
 }
 
-/// Frames were looked for on the node's disk.
-pub(crate) fn node_cache(hits: usize, misses: usize) {
-    counter!("podsnap_node_cache_hits_total").increment(hits as u64);
-    counter!("podsnap_node_cache_misses_total").increment(misses as u64);
+/// So many frames were found on the node's disk.
+pub(crate) fn node_cache_hits(frames: usize) {
+    counter!("podsnap_node_cache_hits_total").increment(frames as u64);
+}
+
+/// A frame came from the store that was not on the node's disk.
+pub(crate) fn node_cache_miss() {
+    counter!("podsnap_node_cache_misses_total").increment(1);
 }
 
 /// Somebody begins to restore a snapshot.

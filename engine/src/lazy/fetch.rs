@@ -204,7 +204,7 @@ async fn from_node(snapshot: &Snapshot, duties: Vec<Duty>) -> Vec<Duty> {
                 }
             }
         }
-        crate::metrics::node_cache(wanted - missing.len(), missing.len());
+        crate::metrics::node_cache_hits(wanted - missing.len());
         missing
     };
     tokio::task::spawn_blocking(work).await.unwrap_or_default()
@@ -298,6 +298,7 @@ async fn decode(snapshot: &Snapshot, start: u64, bytes: Bytes, duties: Vec<Duty>
                     let id = duty.chunk.id;
                     duty.fulfil(Ok(raw.into()));
                     if let Some(cache) = &shared.node_cache {
+                        crate::metrics::node_cache_miss();
                         cache.put(&id, encoded);
                     }
                 }
@@ -314,6 +315,7 @@ async fn read_one(snapshot: &Snapshot, chunk: &Chunk) -> Result<Bytes> {
     let mut raw = Vec::new();
     let encoded = snapshot.read_chunk(chunk, &mut raw).await?;
     if let Some(cache) = &snapshot.shared.node_cache {
+        crate::metrics::node_cache_miss();
         cache.put(&chunk.id, &encoded);
     }
     Ok(raw.into())
