@@ -33,6 +33,10 @@ const MAX_GAP: u64 = 32 << 10;
 /// A background read counts as at least so many bytes, which bounds how many are under way: there must be turns left for others.
 const LEAST_BACKGROUND_LEN: u64 = 512 << 10;
 
+/// Bytes that somebody waits for and that are decoded where they came: to wake another thread takes as long. More, or a disk to write to, would hold
+/// up what else comes.
+const SHORT_LEN: u64 = 256 << 10;
+
 /// Times that a chunk is looked for when who fetched it gave it up.
 const TRIES: u32 = 3;
 
@@ -265,7 +269,7 @@ async fn from_store(snapshot: Snapshot, mut run: Run, priority: Priority) {
     };
     let range = start..end;
     let rest = match snapshot.read_pack(pack, range.clone()).await {
-        Ok(bytes) => decode(&snapshot, range.start, bytes, duties).await,
+        Ok(bytes) => decode(&snapshot, priority, range.start, bytes, duties).await,
         // Perhaps not all of them are damaged.
         Err(e) if e.kind() == ErrorKind::Damaged => duties,
         Err(e) => {
@@ -283,9 +287,21 @@ async fn from_store(snapshot: Snapshot, mut run: Run, priority: Priority) {
 }
 
 /// Fulfils the duties whose frames check out, each as soon as it is decoded; returns the others.
-async fn decode(snapshot: &Snapshot, start: u64, bytes: Bytes, duties: Vec<Duty>) -> Vec<Duty> {
+async fn decode(
+    snapshot: &Snapshot,
+    priority: Priority,
+    start: u64,
+    bytes: Bytes,
+    duties: Vec<Duty>,
+) -> Vec<Duty> {
     let (shared, key) = (snapshot.shared.clone(), snapshot.key.clone());
-    let decoding = tokio::task::spawn_blocking(move || {
+    let raw_len: u64 = duties
+        .iter()
+        .map(|duty| u64::from(duty.chunk.raw_len))
+        .sum();
+    let is_short = raw_len <= SHORT_LEN && shared.node_cache.is_none();
+    let at_once = priority == Priority::Urgent && is_short;
+    let decoding = move || {
         let mut decoder = Decoder::new();
         let mut wrong = Vec::new();
         for duty in duties {
@@ -306,9 +322,14 @@ async fn decode(snapshot: &Snapshot, start: u64, bytes: Bytes, duties: Vec<Duty>
             }
         }
         wrong
-    });
+    };
+    if at_once {
+        return decoding();
+    }
     // If the runtime ends, nobody is left to wait.
-    decoding.await.unwrap_or_default()
+    tokio::task::spawn_blocking(decoding)
+        .await
+        .unwrap_or_default()
 }
 
 async fn read_one(snapshot: &Snapshot, chunk: &Chunk) -> Result<Bytes> {

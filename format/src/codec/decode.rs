@@ -8,7 +8,8 @@ use super::{Codec, CodecError, PlaneCodec, Width};
 /// Decodes payloads. Keeps its buffers, so use one for many chunks.
 #[derive(Debug)]
 pub struct Decoder {
-    decompressor: Decompressor,
+    /// Made when it is first needed: it is large.
+    decompressor: Option<Decompressor>,
     planes: Vec<u8>,
 }
 
@@ -22,7 +23,7 @@ impl Decoder {
     /// A decoder.
     pub fn new() -> Decoder {
         Decoder {
-            decompressor: Decompressor::new(),
+            decompressor: None,
             planes: Vec::new(),
         }
     }
@@ -41,7 +42,10 @@ impl Decoder {
                 out.copy_from_slice(payload);
                 Ok(())
             }
-            Codec::Zstd => self.decompressor.decompress(payload, out),
+            Codec::Zstd => self
+                .decompressor
+                .get_or_insert_with(Decompressor::new)
+                .decompress(payload, out),
             Codec::Planes(width) => self.decode_planes(width, payload, out),
         }
     }
@@ -94,7 +98,9 @@ impl Decoder {
                     encoded
                 }
                 PlaneCodec::Zstd => {
-                    self.decompressor.decompress(encoded, plane)?;
+                    self.decompressor
+                        .get_or_insert_with(Decompressor::new)
+                        .decompress(encoded, plane)?;
                     plane
                 }
                 PlaneCodec::Constant => {
