@@ -22,8 +22,8 @@ use tokio::runtime::Handle;
 /// The exit code for arguments that make no sense.
 const USAGE: u8 = 2;
 
-/// The priority of a save behind a sandbox that goes on, as `nice` counts it: it takes what nobody else wants.
-const NICE_BEHIND: i32 = 19;
+/// The priority of a save behind a sandbox that goes on, as `nice` counts it: little beside a busy one, and enough to come to its end.
+const NICE_BEHIND: i32 = 10;
 
 fn main() -> ExitCode {
     let args = match Arguments::parse(std::env::args_os().skip(1)) {

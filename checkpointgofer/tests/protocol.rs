@@ -121,7 +121,7 @@ fn what_is_written_comes_back_at_any_offset_in_any_ranges() {
     assert_eq!(memory.bytes()[len..], vec![7; 4096 - len]);
     let pages = sentry.open("pages.img", READ).unwrap();
     let memory = Memory::new(&vec![7; 10_000_000]);
-    let number = sentry.register(&pages, &memory).unwrap();
+    let number = sentry.register_with(&pages, &memory, Value::Null).unwrap();
     // Backwards in the memory, many at once, each in two ranges.
     let mut expected = vec![7; 10_000_000];
     let mut submissions = Vec::new();
@@ -318,15 +318,22 @@ fn an_id_is_used_once_at_a_time_and_counts_are_bounded() {
 #[test]
 fn a_file_that_shrinks_under_the_gofer_is_an_error() {
     let (dir, memory, sentry) = restoring(4 << 20);
-    let pages = sentry.open("pages.img", READ).unwrap();
-    sentry.register(&pages, &memory).unwrap();
-    memory.file.set_len(1 << 20).unwrap();
-    let across = (1 << 19, (1 << 19) + (1 << 20));
-    let answer = pages.submit(&[Submission::new(0, 0, 0, &[across])], 1);
-    assert_eq!(answer.unwrap().completions, [(0, 0, EFAULT)]);
-    assert_eq!(memory.bytes().len(), 1 << 20, "it was not made longer");
-    let answer = pages.submit(&[Submission::new(0, 0, 0, &[(0, 1 << 20)])], 1);
-    assert_eq!(answer.unwrap().completions, [(0, 1 << 20, 0)]);
+    // Written through its mapping, and as a file.
+    for settings in [
+        json!([{ "Start": 0, "End": memory.len, "Property": 1 }]),
+        Value::Null,
+    ] {
+        let pages = sentry.open("pages.img", READ).unwrap();
+        memory.file.set_len(memory.len).unwrap();
+        sentry.register_with(&pages, &memory, settings).unwrap();
+        memory.file.set_len(1 << 20).unwrap();
+        let across = (1 << 19, (1 << 19) + (1 << 20));
+        let answer = pages.submit(&[Submission::new(0, 0, 0, &[across])], 1);
+        assert_eq!(answer.unwrap().completions, [(0, 0, EFAULT)]);
+        assert_eq!(memory.bytes().len(), 1 << 20, "it was not made longer");
+        let answer = pages.submit(&[Submission::new(0, 0, 0, &[(0, 1 << 20)])], 1);
+        assert_eq!(answer.unwrap().completions, [(0, 1 << 20, 0)]);
+    }
     sentry.hang_up();
     let memory = noise(4 << 20);
     let dir = dir.path();

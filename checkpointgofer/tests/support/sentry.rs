@@ -152,12 +152,22 @@ impl Sentry {
         Ok(file)
     }
 
-    /// Registers memory of the sandbox; its number.
+    /// Registers memory of the sandbox that is to have huge pages; its number.
     pub fn register(&self, file: &SentryFile, memory: &Memory) -> Result<u32, String> {
         let settings = match memory.len {
             0 => Value::Null,
             end => json!([{ "Start": 0, "End": end, "Property": 1 }]),
         };
+        self.register_with(file, memory, settings)
+    }
+
+    /// Registers memory of the sandbox, with what is wanted of its pages.
+    pub fn register_with(
+        &self,
+        file: &SentryFile,
+        memory: &Memory,
+        settings: Value,
+    ) -> Result<u32, String> {
         let arg = json!({
             "handle": file.handle,
             "size": memory.len,
