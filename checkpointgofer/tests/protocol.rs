@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use podsnap_engine::{ErrorKind, Store};
 use serde_json::{Value, json};
 use support::{
-    Noise,
+    noise::Noise,
     sentry::{Memory, READ, Sentry, Submission, WRITE},
 };
 use tempfile::TempDir;
@@ -63,7 +63,7 @@ fn save(dir: &Path, id: &str, checkpoint: &[u8], memory: &Memory) -> bool {
 
 /// Memory of `len` bytes that nothing compresses.
 fn noise(len: usize) -> Memory {
-    Memory::new(&support::noise(1, len))
+    Memory::new(&support::noise::noise(1, len))
 }
 
 /// A directory with a store that has the checkpoint `s` of so many bytes, these, and a sentry that restores it.
@@ -102,7 +102,7 @@ fn assert_nothing_left(dir: &Path, id: &str) {
 fn what_is_written_comes_back_at_any_offset_in_any_ranges() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
-    let mut bytes = support::noise(1, 9_000_001);
+    let mut bytes = support::noise::noise(1, 9_000_001);
     bytes[1_000_000..3_000_000].fill(0);
     assert!(save(dir, "s", &checkpoint(), &Memory::new(&bytes)));
     let sentry = restore(dir);
@@ -161,7 +161,12 @@ fn a_checkpoint_that_is_none_is_not_committed() {
     let memory = noise(100_000);
     assert!(!save(dir.path(), "s", b"", &memory));
     assert!(!save(dir.path(), "s", b"gVisorSF but no more", &memory));
-    assert!(!save(dir.path(), "s", &support::noise(2, 5000), &memory));
+    assert!(!save(
+        dir.path(),
+        "s",
+        &support::noise::noise(2, 5000),
+        &memory
+    ));
     assert_nothing_left(dir.path(), "s");
     assert!(save(dir.path(), "s", &checkpoint(), &memory));
 }

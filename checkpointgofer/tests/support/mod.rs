@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 #[path = "../../../tests/support/noise.rs"]
-mod noise;
+pub mod noise;
 #[path = "../../../tests/support/provisioned.rs"]
 mod provisioned;
 pub mod sentry;
@@ -15,7 +15,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use noise::{Noise, noise};
 pub use provisioned::skipped;
 use provisioned::{cache, provisioned};
 use rustix::process::{Pid, Signal, kill_process};
