@@ -1,5 +1,5 @@
 //! What tests of the engine share: bytes to save, sources and targets in memory, and a snapshot's bytes read back.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 pub mod azure;
 pub mod backend;
