@@ -24,8 +24,11 @@ fi
 work=$(mktemp -d)
 agent_pid='' server_pid=''
 clean() {
-    if [ -n "$agent_pid" ]; then kill "$agent_pid" 2>/dev/null && wait "$agent_pid" 2>/dev/null; fi
-    if [ -n "$server_pid" ]; then kill "$server_pid" 2>/dev/null && wait "$server_pid" 2>/dev/null; fi
+    local pid
+    for pid in $agent_pid $server_pid; do
+        kill "$pid" 2>/dev/null || true
+        wait "$pid" 2>/dev/null || true
+    done
     if [ -n "${KEEP:-}" ]; then echo "kept: $work" >&2; else rm -rf "$work"; fi
 }
 trap clean EXIT
@@ -206,12 +209,13 @@ logs my-app | head -n 2
 [ "$(logs my-app | head -n 1)" = "Count: 1" ] || fail "the pod did not start anew"
 
 tell "A policy is deleted in the middle of a save: pod and store stay whole."
-control PATCH config '{"link": {"total_bytes_per_s": 1500000}}' >/dev/null
+control PATCH config '{"link": {"total_bytes_per_s": 250000}}' >/dev/null
+before=$(count_events 'Successfully checkpointed the pod to PodSnapshot team-a/')
 wait_for "a save" saving_begun
 run podsnap --store gs://snapshots/team-a ls
 echo '$ rm policy.yaml'
 rm "$work/policies/policy.yaml"
-before=$(count_events 'Successfully checkpointed the pod to PodSnapshot team-a/')
+saving_begun || fail "the save was over before the policy went"
 wait_for "the end of the save" happened_more 'Successfully checkpointed the pod to PodSnapshot team-a/' "$before"
 control PATCH config '{"link": {"total_bytes_per_s": 0}}' >/dev/null
 wait_for "a count of 25" printed my-app '^Count: 25$'
