@@ -297,12 +297,9 @@ fn a_damaged_manifest_is_5_and_hides_nothing_else() {
         .unwrap()
         .iter()
         .find(|l| l["snapshot"] == "s");
-    assert!(
-        broken.unwrap()["problem"]
-            .as_str()
-            .unwrap()
-            .contains("damaged")
-    );
+    let broken = broken.unwrap();
+    assert_eq!(broken["status"], "failed");
+    assert!(broken["reason"].as_str().unwrap().contains("damaged"));
     tool.assert_sound("t");
     tool.assert_sound("sound");
     let removed = tool.run(&["rm", "sound"]).ok();
@@ -448,11 +445,8 @@ fn what_a_newer_version_wrote_is_refused_by_name() {
         ] {
             assert_fails(&tool, args, 5, "unsupported", &words);
         }
-        let problem = tool.json(&["ls"])[0]["problem"]
-            .as_str()
-            .unwrap()
-            .to_owned();
-        assert!(problem.contains(words[0]), "{problem}");
+        let reason = tool.json(&["ls"])[0]["reason"].as_str().unwrap().to_owned();
+        assert!(reason.contains(words[0]), "{reason}");
         assert_eq!(tool.store_files().len(), 2);
     };
     // Version, a word at offset 8; incompatible features, two words at 16.

@@ -10,7 +10,7 @@ use crate::{
     Store,
     catalog::own_objects,
     error::{Error, ErrorKind, Result},
-    garbage::{Survey, unreadable},
+    garbage::{Part, Survey, place_of, unreadable},
     heads,
     lease::{self, LeaseRecord},
     names, save,
@@ -125,8 +125,8 @@ impl Store {
         let (own, others): (Vec<&ObjectMeta>, Vec<_>) = own_objects(&before.objects, id)
             .filter(|object| object.name != manifest.name && !object.name.ends_with(names::LEASE))
             .partition(|object| {
-                object.name.ends_with(names::WORKING_SET)
-                    || named.is_none_or(|named| named.contains(&object.name))
+                let is_pack = place_of(object).is_some_and(|(_, part)| part == Part::Pack);
+                !is_pack || named.is_none_or(|named| named.contains(&object.name))
             });
         stats.kept(&others);
         if needed_by.is_empty() && !options.leave_packs {
