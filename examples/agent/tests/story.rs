@@ -14,7 +14,7 @@ fn the_story_of_a_snapshot_comes_to_its_end() {
     }
     let target = agent.parent().and_then(Path::parent).unwrap();
     let output = Command::new("timeout")
-        .args(["--kill-after=10", "600", "examples/story.sh"])
+        .args(["--kill-after=10", "1200", "examples/story.sh"])
         .current_dir(&top)
         .env("CARGO_TARGET_DIR", target)
         .output()
