@@ -191,7 +191,8 @@ impl SharedMemory {
     }
 
     /// Serves private mappings of the memfd in one process, registered with `userfault`. The offset of a region in the section is its
-    /// offset in the memfd. What the process drops reads as zeros afterwards, as in memory of its own.
+    /// offset in the memfd. What the process drops reads as zeros afterwards, as in memory of its own, as long as it is served; when it is
+    /// not any more, the kernel gives what a private mapping has then: the memfd's bytes.
     pub fn attach(
         &self,
         userfault: Userfault,
