@@ -119,8 +119,8 @@ impl Store {
             return Ok(stats);
         };
         let mut needed_by = before.users_of(id);
-        // Only what was there before is removed, as what is there now may be of a new save of this id, and only what the manifest names, as
-        // the rest may be of a save that is asleep. Leases are gone already; one that is back is not for us.
+        // Only what was there before is removed, as what is there now may be of a new save of this id, and only packs that the manifest names,
+        // as the rest may be of a save that is asleep. Leases are gone already; one that is back is not for us.
         let named = before.manifests.get(id);
         let (own, others): (Vec<&ObjectMeta>, Vec<_>) = own_objects(&before.objects, id)
             .filter(|object| object.name != manifest.name && !object.name.ends_with(names::LEASE))
