@@ -193,6 +193,9 @@ objects team-a/ >"$work/before"
 of_team_b thief
 wait_for "a refusal" happened 'Failed to checkpoint the pod to PodSnapshot team-b/'
 grep 'Failed to checkpoint' "$work/agent.out" | tail -n 1 | cut -c1-400
+wait_for "a count of 25" printed thief '^Count: 25$'
+logs thief | sed -n '20,22p'
+printed thief '^GKE Pod Snapshot: error$' || fail "the pod was not told that it is not saved"
 objects team-a/ >"$work/after"
 cmp -s "$work/before" "$work/after" || fail "something of team-a's has changed"
 delete thief

@@ -58,6 +58,16 @@ pub struct Global {
     /// Show no progress and no summary
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Send metrics to this statsd server, by UDP; docs/operations.md lists them
+    #[arg(
+        long,
+        global = true,
+        env = "PODSNAP_STATSD",
+        hide_env_values = true,
+        hide_short_help = true,
+        value_name = "HOST:PORT"
+    )]
+    pub statsd: Option<String>,
     /// In a local store, do not wait until data is on disk: faster, and not safe against a power cut
     #[arg(long, global = true)]
     pub no_sync: bool,

@@ -17,6 +17,7 @@ mod source;
 use std::{io::IsTerminal, process::ExitCode};
 
 use clap::{Parser, error::ErrorKind as ClapKind};
+use podsnap::Statsd;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -49,6 +50,12 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         // It must have no other threads: who stops it has stopped all of it then.
         return demo::pod::run(args);
     }
+    let _statsd = cli
+        .global
+        .statsd
+        .as_deref()
+        .map(Statsd::start)
+        .transpose()?;
     let context = Context::new(cli.global)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -17,6 +17,7 @@ pub mod errors;
 pub mod guest;
 pub mod image;
 pub mod logging;
+mod metrics;
 pub mod options;
 pub mod request;
 pub mod restore;

@@ -13,10 +13,11 @@ use checkpointgofer::{
     options::{self, Options},
     restore::Restoring,
     save::{CaptureOptions, Saving},
+    serve::Refusal,
     server::{Files, Refusing, Server},
     socket::Socket,
 };
-use podsnap_engine::{CancellationToken, Error, SaveOptions, SnapshotId, Store};
+use podsnap_engine::{CancellationToken, Error, SaveOptions, SnapshotId, Statsd, Store};
 use tokio::runtime::Handle;
 
 /// The exit code for arguments that make no sense.
@@ -75,18 +76,36 @@ fn run(args: &Arguments) -> Result<(), String> {
         .build()
         .map_err(|e| format!("cannot start threads: {e}"))?;
     let entered = runtime.enter();
+    let refusal = options
+        .as_ref()
+        .map_or(Refusal::AtOpen, |options| options.refusal());
+    let statsd = options.as_ref().ok().and_then(report);
     let ended = match options.and_then(|options| prepare(args.task, &options)) {
         Ok(prepared) => carry_out(args.task, prepared, runtime.handle(), socket),
         // Said to the sandbox, it comes before whoever runs it.
         Err(why) => {
-            serve(socket, &Refusing(why.clone()), || ());
+            let refusing = Refusing {
+                why: why.clone(),
+                refusal,
+            };
+            serve(socket, &refusing, || ());
             Err(why)
         }
     };
     drop(entered);
     // A thread may still wait for a file of the sandbox's, which may be anything.
     runtime.shutdown_background();
+    drop(statsd);
     ended
+}
+
+/// Sends metrics to where the options say, if they do. No save fails because nobody counts it.
+fn report(options: &Options) -> Option<Statsd> {
+    let started = options.statsd().map(Statsd::start)?;
+    if let Err(error) = &started {
+        tracing::warn!(%error, "no metrics are sent");
+    }
+    started.ok()
 }
 
 /// What the options say.
@@ -95,6 +114,7 @@ struct Prepared {
     snapshot: SnapshotId,
     save: SaveOptions,
     capture: Option<CaptureOptions>,
+    refusal: Refusal,
 }
 
 fn prepare(task: Task, options: &Options) -> Result<Prepared, String> {
@@ -109,6 +129,7 @@ fn prepare(task: Task, options: &Options) -> Result<Prepared, String> {
             snapshot: place.snapshot,
             save: options.save_options()?,
             capture: options.capture()?,
+            refusal: options.refusal(),
         })
     };
     prepare().map_err(|e: Error| e.to_string())
@@ -125,11 +146,12 @@ fn carry_out(
         snapshot,
         save,
         capture,
+        refusal,
     } = prepared;
     let (kind, runtime) = (task.kind(), runtime.clone());
     match task {
         Task::Save | Task::SaveFiles => {
-            let saving = Saving::new(runtime, store, snapshot, kind, save, capture);
+            let saving = Saving::new(runtime, store, snapshot, kind, save, capture, refusal);
             serve(socket, &saving, || saving.hang_up());
             saving.end().map(drop)
         }

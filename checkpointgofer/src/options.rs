@@ -9,7 +9,7 @@ use podsnap_engine::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::save::CaptureOptions;
+use crate::{save::CaptureOptions, serve::Refusal};
 
 /// Longest file that is read, in bytes.
 pub const MAX_LEN: u64 = 1 << 20;
@@ -42,6 +42,9 @@ pub struct Options {
     acknowledge: Option<String>,
     spill: Option<PathBuf>,
     spill_after_bytes: Option<u64>,
+    #[serde(default)]
+    tell_pod: bool,
+    statsd: Option<String>,
     #[serde(flatten)]
     unknown: BTreeMap<String, Value>,
 }
@@ -128,6 +131,19 @@ impl Options {
     /// Whether the sandbox is to go on before its snapshot is durable.
     pub fn is_captured(&self) -> bool {
         self.acknowledge.as_deref() == Some("captured")
+    }
+
+    /// How the sandbox learns of a save that cannot begin.
+    pub fn refusal(&self) -> Refusal {
+        match self.tell_pod {
+            true => Refusal::AtWrite,
+            false => Refusal::AtOpen,
+        }
+    }
+
+    /// Address of the statsd server that metrics are sent to, `HOST:PORT`.
+    pub fn statsd(&self) -> Option<&str> {
+        self.statsd.as_deref()
     }
 
     /// Whether the sandbox goes on as soon as it is captured, and where that is kept.

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use crate::{
     guest::GuestFile,
     request::{self, Completion, Limits, Mode, Stopped, Submission},
+    save::OTHER_LIMITS,
     window::Window,
 };
 
@@ -26,6 +27,56 @@ pub trait Backing: Send {
 
     /// The file is whole, and none of its submissions is under way. Nothing else follows. Not for files that are read.
     fn finalize(&mut self) -> Result<(), Errno>;
+}
+
+/// How the sandbox learns that a file cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// When it opens the file, by a text, which `runsc checkpoint` shows.
+    AtOpen,
+    /// By a number, at its first write. A pod that saves itself is told that its save has failed only if the save fails then or later: if
+    /// a file cannot be opened, the sentry gives up without a word, and the pod waits for ever.
+    /// (`Loader.SaveAsync` in <https://github.com/google/gvisor/blob/master/runsc/boot/restore.go>)
+    AtWrite,
+}
+
+impl Refusal {
+    /// The answer to a file that is opened for writing.
+    pub fn answer(self, errno: Errno, why: &str) -> Result<(Limits, Box<dyn Backing>), String> {
+        match self {
+            Self::AtOpen => Err(why.to_owned()),
+            Self::AtWrite => Ok((OTHER_LIMITS, Box::new(Unwritable::new(errno)))),
+        }
+    }
+}
+
+/// A file that is open only so that it can fail.
+struct Unwritable {
+    errno: Errno,
+    failed: Vec<Completion>,
+}
+
+impl Unwritable {
+    fn new(errno: Errno) -> Self {
+        let failed = Vec::new();
+        Self { errno, failed }
+    }
+}
+
+impl Backing for Unwritable {
+    fn submit(&mut self, submission: Submission, _file: Arc<GuestFile>) {
+        let stopped = Some(Stopped::Error(self.errno));
+        let id = submission.id;
+        self.failed.push(Completion { id, n: 0, stopped });
+    }
+
+    fn completed(&mut self, _least: usize) -> Vec<Completion> {
+        std::mem::take(&mut self.failed)
+    }
+
+    fn finalize(&mut self) -> Result<(), Errno> {
+        Err(self.errno)
+    }
 }
 
 /// The files that the sentry registered for one open file, by their numbers.

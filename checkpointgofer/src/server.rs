@@ -8,6 +8,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use rustix::io::Errno;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -15,7 +16,7 @@ use crate::{
     calls::{Call, Close, Nothing, Open, Opened, Register, Registered as RegisteredReply, Reply},
     guest::{GuestFile, PageSize},
     request::{Limits, Mode},
-    serve::{Backing, Registered, serve},
+    serve::{Backing, Refusal, Registered, serve},
     socket::Socket,
     window::Window,
 };
@@ -32,16 +33,24 @@ pub trait Files {
     fn failure(&self, name: &str) -> Option<String>;
 }
 
-/// Has no files, and says why.
-pub struct Refusing(pub String);
+/// Has no files.
+pub struct Refusing {
+    /// Why.
+    pub why: String,
+    /// When the sandbox learns it, if it wants to write.
+    pub refusal: Refusal,
+}
 
 impl Files for Refusing {
-    fn open(&self, _name: &str, _mode: Mode) -> Result<(Limits, Box<dyn Backing>), String> {
-        Err(self.0.clone())
+    fn open(&self, _name: &str, mode: Mode) -> Result<(Limits, Box<dyn Backing>), String> {
+        match mode {
+            Mode::Read => Err(self.why.clone()),
+            Mode::Write => self.refusal.answer(Errno::INVAL, &self.why),
+        }
     }
 
     fn failure(&self, _name: &str) -> Option<String> {
-        None
+        Some(self.why.clone())
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::path::Path;
+
 use podsnap_engine::Store;
 use serde_json::{Value, json};
 use support::{Node, wait_until};
@@ -48,6 +50,16 @@ fn what_changed_in_root_and_tmpfs_comes_back() {
     }
 }
 
+/// What lets a pod save itself into an image path and go on.
+fn saves_itself(image: &Path) -> Value {
+    json!({
+        "dev.gvisor.internal.checkpoint.enable": "true",
+        "dev.gvisor.internal.checkpoint.path": image,
+        "dev.gvisor.internal.checkpoint.resume": "true",
+        "dev.gvisor.internal.checkpoint.compression": "none",
+    })
+}
+
 /// Saves itself once.
 const SAVE_YOURSELF: &str = r#"
 import time
@@ -69,13 +81,7 @@ fn a_pod_that_saves_itself_is_told_which_one_it_is() {
         return;
     };
     let image = node.image("image", &options(&node, "web-1"));
-    let annotations = json!({
-        "dev.gvisor.internal.checkpoint.enable": "true",
-        "dev.gvisor.internal.checkpoint.path": image,
-        "dev.gvisor.internal.checkpoint.resume": "true",
-        "dev.gvisor.internal.checkpoint.compression": "none",
-    });
-    let bundle = node.bundle("bundle", SAVE_YOURSELF, &annotations);
+    let bundle = node.bundle("bundle", SAVE_YOURSELF, &saves_itself(&image));
     let mut pod = node.start_bundle("first", &bundle, &["run"]);
     pod.wait_for_count(8);
     let printed = pod.printed();
@@ -90,6 +96,33 @@ fn a_pod_that_saves_itself_is_told_which_one_it_is() {
         pod.wait_for_count(8);
         let printed = pod.printed();
         assert!(printed.starts_with("said restore\ncount 6\n"), "{printed}");
+    }
+}
+
+#[test]
+fn a_pod_whose_save_cannot_begin_is_told_and_goes_on() {
+    let Some(node) = Node::new() else {
+        return;
+    };
+    // One path is a file where the store should be; the other has no key.
+    std::fs::write(node.path("store"), "no directory").unwrap();
+    let mut no_key = options(&node, "web-1");
+    no_key["key_file"] = node.text("missing").into();
+    for (pod, mut options) in [("first", options(&node, "web-1")), ("second", no_key)] {
+        options["tell_pod"] = true.into();
+        let image = node.image(&format!("image-of-{pod}"), &options);
+        let bundle = node.bundle(pod, SAVE_YOURSELF, &saves_itself(&image));
+        let mut pod = node.start_bundle(pod, &bundle, &["run"]);
+        pod.wait_for_count(8);
+        let printed = pod.printed();
+        assert!(
+            printed.contains("count 5\nsaid error\ncount 6\n"),
+            "{printed}"
+        );
+    }
+    let log = node.log();
+    for why in ["cannot be saved", "missing"] {
+        assert!(log.contains(why), "{why}: {log}");
     }
 }
 

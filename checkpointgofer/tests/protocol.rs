@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{fs, path::Path};
+use std::{fs, net::UdpSocket, path::Path};
 
 use podsnap_engine::{ErrorKind, Store};
 use serde_json::{Value, json};
@@ -32,7 +32,11 @@ fn checkpoint() -> Vec<u8> {
 
 /// Saves a checkpoint with this memory as a sentry does; whether it is committed.
 fn save(dir: &Path, id: &str, checkpoint: &[u8], memory: &Memory) -> bool {
-    let sentry = Sentry::start(dir, SAVE, &options(dir, id));
+    save_with(dir, &options(dir, id), checkpoint, memory)
+}
+
+fn save_with(dir: &Path, options: &Value, checkpoint: &[u8], memory: &Memory) -> bool {
+    let sentry = Sentry::start(dir, SAVE, options);
     let files = ["checkpoint.img", "pages_meta.img", "pages.img"];
     let [state, meta, pages] = files.map(|name| sentry.open(name, WRITE).unwrap());
     let number = sentry.register(&pages, memory).unwrap();
@@ -477,6 +481,52 @@ fn a_window_that_is_scribbled_on_harms_nobody() {
         .unwrap();
     assert!(guarded.bytes() == memory.bytes());
     sentry.hang_up();
+}
+
+#[test]
+fn a_statsd_server_hears_what_gofers_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut options = options(dir, "s");
+    options["statsd"] = server.local_addr().unwrap().to_string().into();
+    let memory = noise(3 << 20);
+    assert!(save_with(dir, &options, &checkpoint(), &memory));
+    let sentry = Sentry::start(dir, RESTORE, &options);
+    let pages = sentry.open("pages.img", READ).unwrap();
+    let number = sentry.register(&pages, &memory).unwrap();
+    // Two pages that a thread waits for, and one with which filling the memory begins.
+    for (id, start) in [(0, 1 << 20), (1, 8192), (2, 0)] {
+        let asked = Submission::new(id, start, number, &[(0, 4096)]);
+        let answer = pages.submit(&[asked], 1).unwrap();
+        assert_eq!(answer.completions, [(id, 4096, 0)]);
+    }
+    assert!(sentry.hang_up());
+
+    // Both have ended, and have said everything.
+    server.set_nonblocking(true).unwrap();
+    let (mut heard, mut datagram) = (String::new(), [0; 2048]);
+    while let Ok(len) = server.recv(&mut datagram) {
+        heard += std::str::from_utf8(&datagram[..len]).unwrap();
+        heard.push('\n');
+    }
+    let total = |name: &str| -> u64 {
+        let all = heard.lines().filter_map(|line| {
+            let value = line.strip_prefix("podsnap_")?.strip_prefix(name)?;
+            let (value, _) = value.strip_prefix(':')?.split_once('|')?;
+            value.parse::<u64>().ok()
+        });
+        all.sum()
+    };
+    assert_eq!(total("saved_snapshots_total"), 1, "{heard}");
+    let raw = total("save_raw_bytes_total");
+    assert!((3 << 20..4 << 20).contains(&raw), "{heard}");
+    assert_eq!(total("faults_total"), 2, "{heard}");
+    assert_eq!(total("restored_bytes_total"), 3 * 4096, "{heard}");
+    let frozen = heard
+        .lines()
+        .filter(|line| line.starts_with("podsnap_freeze_seconds:") && line.ends_with("|ms"));
+    assert_eq!(frozen.count(), 1, "{heard}");
 }
 
 #[test]

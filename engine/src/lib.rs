@@ -37,6 +37,7 @@ mod save;
 mod simulation;
 mod snapshot;
 pub mod source;
+mod statsd;
 pub mod store;
 pub mod tree;
 pub mod userfault;
@@ -67,6 +68,7 @@ pub use restore::{RestoreOptions, RestoreStats};
 pub use save::{Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotWriter};
 pub use snapshot::Snapshot;
 pub use source::Input;
+pub use statsd::Statsd;
 pub use store::OpenOptions;
 pub use tokio_util::sync::CancellationToken;
 pub use verify::{VerifyOptions, VerifyReport};
@@ -230,7 +232,8 @@ impl Store {
         snapshot: &SnapshotId,
         options: SaveOptions,
     ) -> Result<SnapshotWriter> {
-        SnapshotWriter::start(self, snapshot.clone(), options).await
+        let started = SnapshotWriter::start(self, snapshot.clone(), options).await;
+        started.inspect_err(|_| metrics::save_failed())
     }
 
     /// Opens a committed snapshot. One small read tells what it consists of; nothing else is read before it is asked for.

@@ -1,10 +1,11 @@
-//! What the library counts through the crate `metrics`, for whoever installs a recorder in its process; nothing is done where nobody does.
+//! What the library counts through the crate `metrics`, for whoever installs a recorder in its process, as
+//! [`Statsd`](crate::Statsd) does; nothing is done where nobody does.
 //!
 //! The names are an interface: `docs/operations.md` says what each is good for.
 
 use metrics::{counter, gauge, histogram};
 
-use crate::{RetentionStats, SaveStats, garbage::CollectStats};
+use crate::{RestoreStats, RetentionStats, SaveStats, garbage::CollectStats};
 
 /// A snapshot is committed.
 pub(crate) fn saved(stats: &SaveStats) {
@@ -17,7 +18,7 @@ pub(crate) fn saved(stats: &SaveStats) {
     histogram!("podsnap_save_seconds").record(stats.elapsed_ms as f64 / 1e3);
 }
 
-/// A save that was begun comes to nothing.
+/// A save comes to nothing, or cannot begin.
 pub(crate) fn save_failed() {
     counter!("podsnap_failed_saves_total").increment(1);
 }
@@ -35,6 +36,19 @@ pub(crate) fn node_cache_hits(frames: usize) {
 /// A frame came from the store that was not on the node's disk.
 pub(crate) fn node_cache_miss() {
     counter!("podsnap_node_cache_misses_total").increment(1);
+}
+
+/// A process waits for so many pages that [`crate::userfault`] serves.
+pub(crate) fn faults(count: usize) {
+    if count > 0 {
+        counter!("podsnap_faults_total").increment(count as u64);
+    }
+}
+
+/// Sections are restored.
+pub(crate) fn restored(stats: &RestoreStats) {
+    counter!("podsnap_restored_bytes_total").increment(stats.raw_bytes);
+    histogram!("podsnap_restore_seconds").record(stats.elapsed_ms as f64 / 1e3);
 }
 
 /// Somebody begins to restore a snapshot.

@@ -13,7 +13,7 @@ use super::{Restoring, bytes::FileBytes};
 use crate::{
     errors,
     guest::GuestFile,
-    image,
+    image, metrics,
     request::{Completion, Stopped, Submission},
     serve::Backing,
 };
@@ -71,6 +71,7 @@ impl Backing for ReadFile {
         tracing::trace!(file = self.name, id, offset, len, urgent, "asked for");
         if memory && urgent {
             self.restoring.state().faulted = true;
+            metrics::fault();
         }
         let (bytes, buffers) = (self.bytes.clone(), self.buffers.clone());
         let (restoring, name) = (self.restoring.clone(), self.name);
@@ -142,6 +143,7 @@ impl Read<'_> {
                 stopped: Some(Stopped::Error(errno)),
             };
         }
+        metrics::restored(n);
         let stopped = (n < submission.len).then_some(Stopped::EndOfFile);
         Completion { id, n, stopped }
     }

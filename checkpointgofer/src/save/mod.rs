@@ -18,6 +18,7 @@ use std::{
     collections::BTreeMap,
     io::{Read, Seek, SeekFrom},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use podsnap_engine::{
@@ -37,8 +38,9 @@ use self::{
 use crate::{
     errors,
     image::{self, Kind},
+    metrics,
     request::{Limits, Mode},
-    serve::Backing,
+    serve::{Backing, Refusal},
     server::Files,
 };
 
@@ -51,7 +53,7 @@ const PAGES_LIMITS: Limits = Limits {
 };
 
 /// For the other files, which the sentry writes from one buffer of 8 MiB.
-const OTHER_LIMITS: Limits = Limits {
+pub(crate) const OTHER_LIMITS: Limits = Limits {
     max_io_bytes: 2 << 20,
     max_ranges: 1,
     max_parallel: 4,
@@ -68,6 +70,7 @@ struct Shared {
     options: SaveOptions,
     /// Set if the sandbox is not to wait for the store.
     capture: Option<CaptureOptions>,
+    refusal: Refusal,
     buffers: Arc<Buffers>,
     state: Mutex<State>,
 }
@@ -79,6 +82,8 @@ struct State {
     /// Why nothing can be committed any more.
     failed: Option<(Errno, String)>,
     committed: Option<SaveStats>,
+    /// When the last file was opened: the sandbox stops then.
+    opened_at: Option<Instant>,
 }
 
 /// How far the files are, by their names.
@@ -99,6 +104,15 @@ enum Progress {
     Whole(Content),
 }
 
+impl State {
+    /// The sandbox gets the answer with which it goes on.
+    fn thaw(&self) {
+        if let Some(opened_at) = self.opened_at {
+            metrics::frozen(opened_at.elapsed());
+        }
+    }
+}
+
 impl Saving {
     /// Nothing is asked of the store before the sandbox opens the first file. With `capture` the sandbox waits until everything is captured, without until it is committed.
     pub fn new(
@@ -108,6 +122,7 @@ impl Saving {
         kind: Kind,
         options: SaveOptions,
         capture: Option<CaptureOptions>,
+        refusal: Refusal,
     ) -> Self {
         let buffers = Arc::new(Buffers::default());
         if let Some(capture) = &capture {
@@ -120,6 +135,7 @@ impl Saving {
             kind,
             options,
             capture,
+            refusal,
             buffers,
             state: Mutex::default(),
         }))
@@ -174,15 +190,15 @@ impl Files for Saving {
             return Err("this gofer was started for writing a checkpoint".to_owned());
         }
         let mut state = shared.state();
-        if let Some((_, why)) = &state.failed {
-            return Err(why.clone());
-        }
-        let opened = shared.open(&mut state, name);
-        opened.map_err(|(errno, why)| {
+        if state.failed.is_none()
+            && let Err((errno, why)) = shared.open(&mut state, name)
+        {
             tracing::error!(file = name, why, "cannot be saved");
-            state.failed = Some((errno, why.clone()));
-            why
-        })?;
+            state.failed = Some((errno, why));
+        }
+        if let Some((errno, why)) = &state.failed {
+            return shared.refusal.answer(*errno, why);
+        }
         let limits = match name {
             image::PAGES => PAGES_LIMITS,
             _ => OTHER_LIMITS,
@@ -219,6 +235,7 @@ impl Shared {
             state.writing = Some(Writing::Idle(Box::new(writer)));
         }
         state.files.insert(name, Progress::Open);
+        state.opened_at = Some(Instant::now());
         Ok(())
     }
 
@@ -311,10 +328,13 @@ impl Shared {
             let shared = self.clone();
             let committing = async move { shared.conclude(writing, files).await };
             state.writing = Some(Writing::Committing(self.runtime.spawn(committing)));
+            state.thaw();
             return Ok(());
         }
         drop(state);
-        self.runtime.block_on(self.conclude(writing, files))
+        self.runtime.block_on(self.conclude(writing, files))?;
+        self.state().thaw();
+        Ok(())
     }
 
     /// Commits, and says what came of it.

@@ -192,7 +192,7 @@ impl Snapshot {
         });
         let warnings = finished.await.expect("targets do not panic")?;
         let damage = std::mem::take(&mut *damage.lock().expect("no panic while held"));
-        Ok(RestoreStats {
+        let stats = RestoreStats {
             raw_bytes,
             zero_bytes,
             read_bytes: options.progress.snapshot().read_bytes - read_before,
@@ -200,7 +200,9 @@ impl Snapshot {
             elapsed_ms: started.elapsed().as_millis() as u64,
             damage,
             warnings,
-        })
+        };
+        crate::metrics::restored(&stats);
+        Ok(stats)
     }
 
     /// Writes one blob section to `out`, in order.

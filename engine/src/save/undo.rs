@@ -70,7 +70,6 @@ impl Unfinished {
 
     /// Undoes the save because of `e`; returns what to say of it.
     pub(super) async fn fail(mut self, e: Error) -> Error {
-        crate::metrics::save_failed();
         let gave_up = self
             .parts()
             .packer
@@ -107,6 +106,7 @@ impl Drop for Unfinished {
 
 impl Parts {
     async fn undo(self, store: Store, header: Header) -> Result<()> {
+        crate::metrics::save_failed();
         if let Some(packer) = self.packer {
             packer.abort().await;
         }

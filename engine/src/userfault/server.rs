@@ -430,6 +430,7 @@ impl Shared {
                 self.adopt(child);
             }
             self.pace.count(news.faults.len());
+            crate::metrics::faults(news.faults.len());
             let kept = (news.faults.len() <= FEW_FAULTS).then_some(reading);
             for address in news.faults {
                 serve::fault(self, space, address, &mut scratch);

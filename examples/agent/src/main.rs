@@ -25,7 +25,10 @@ use std::{
 };
 
 use clap::Parser;
-use podsnap::policy::{Pod, PodSnapshotManualTrigger, Resources};
+use podsnap::{
+    Statsd,
+    policy::{Pod, PodSnapshotManualTrigger, Resources},
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{events::Events, node::Node, sandbox::Sandbox};
@@ -55,6 +58,9 @@ struct Args {
     /// Directory with podsnap's checkpointgofer
     #[arg(long)]
     gofer: PathBuf,
+    /// Statsd server, by UDP, for the metrics of the agent and of its gofers
+    #[arg(long, value_name = "HOST:PORT")]
+    statsd: Option<String>,
 }
 
 /// Time between two looks at the directories.
@@ -76,7 +82,15 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), String> {
-    let node = Node::new(&args.runsc, &args.gofer, &args.run, args.tokens.clone())?;
+    let statsd = args.statsd.as_deref().map(Statsd::start).transpose();
+    let _statsd = statsd.map_err(|e| e.to_string())?;
+    let node = Node::new(
+        &args.runsc,
+        &args.gofer,
+        &args.run,
+        args.tokens.clone(),
+        args.statsd.clone(),
+    )?;
     let mut agent = Agent {
         events: Events::open(&args.run.join("events.jsonl"))?,
         node,

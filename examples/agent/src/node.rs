@@ -11,6 +11,8 @@ pub struct Node {
     gofer: PathBuf,
     run: PathBuf,
     tokens: Option<PathBuf>,
+    /// Address of the statsd server that gofers send their metrics to.
+    pub statsd: Option<String>,
     /// What runsc says of itself; snapshots are restored by the same only.
     pub runsc_version: String,
 }
@@ -21,6 +23,7 @@ impl Node {
         gofer: &Path,
         run: &Path,
         tokens: Option<PathBuf>,
+        statsd: Option<String>,
     ) -> Result<Self, String> {
         for dir in ["state", "pods"] {
             let dir = run.join(dir);
@@ -40,6 +43,7 @@ impl Node {
             gofer: absolute(gofer)?,
             run: absolute(run)?,
             tokens,
+            statsd,
             runsc_version: version.trim_start_matches("runsc version ").to_owned(),
         })
     }

@@ -9,7 +9,7 @@ use std::{
 
 use podsnap::{
     SnapshotId, Status,
-    policy::{AfterCheckpoint, Pod, Resources},
+    policy::{Pod, Resources},
 };
 use serde_json::json;
 
@@ -100,7 +100,7 @@ impl Sandbox {
             && snapshotted.saves_itself()
         {
             let next = new_id();
-            let image = snapshotted.image(&self.dir, "save", &next)?;
+            let image = snapshotted.image_of_its_own(&self.dir, &next)?;
             annotations = snapshotted.annotations(&image);
             self.saving = Some(next);
         }
@@ -219,7 +219,7 @@ impl Sandbox {
             Err(why) => return events.warning(&self.pod, &why),
         };
         let mut args = vec!["checkpoint", "-exclude-committed-zero-pages"];
-        if snapshotted.policy.after == AfterCheckpoint::Resume {
+        if snapshotted.resumes() {
             args.push("-leave-running");
         }
         args.extend(["--image-path", &image, &self.id]);

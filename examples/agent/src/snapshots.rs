@@ -25,6 +25,7 @@ pub struct Snapshotted {
     bucket: String,
     path: String,
     token: Option<String>,
+    statsd: Option<String>,
     requirements: Requirements,
     group: String,
     pod_name: String,
@@ -57,6 +58,7 @@ impl Snapshotted {
             bucket: storage.bucket.clone(),
             path: storage.path.clone(),
             token,
+            statsd: node.statsd.clone(),
             group: requirements.group(&name.namespace, &name.name),
             requirements,
             pod_name: pod.metadata.name.clone(),
@@ -83,8 +85,21 @@ impl Snapshotted {
 
     /// An image path that makes runsc's gofer write, or read, this snapshot.
     pub fn image(&self, dir: &Path, name: &str, snapshot: &SnapshotId) -> Result<PathBuf, String> {
-        let image = dir.join(name);
-        fs::create_dir(&image).map_err(|e| format!("{}: {e}", image.display()))?;
+        self.write_image(&dir.join(name), snapshot, false)
+    }
+
+    /// One into which the pod saves itself.
+    pub fn image_of_its_own(&self, dir: &Path, snapshot: &SnapshotId) -> Result<PathBuf, String> {
+        self.write_image(&dir.join("save"), snapshot, self.resumes())
+    }
+
+    fn write_image(
+        &self,
+        image: &Path,
+        snapshot: &SnapshotId,
+        tell_pod: bool,
+    ) -> Result<PathBuf, String> {
+        fs::create_dir(image).map_err(|e| format!("{}: {e}", image.display()))?;
         let prefix = match self.path.is_empty() {
             true => format!("{snapshot}/"),
             false => format!("{}/{snapshot}/", self.path),
@@ -99,6 +114,8 @@ impl Snapshotted {
             "object_prefix": prefix,
             "group": self.group,
             "labels": labels,
+            "tell_pod": tell_pod,
+            "statsd": self.statsd,
         });
         if let Some(token) = &self.token {
             options["token"] = json!({ "access_token": token, "token_type": "Bearer" });
@@ -110,19 +127,23 @@ impl Snapshotted {
         opened
             .and_then(|mut file| file.write_all(options.to_string().as_bytes()))
             .map_err(|e| format!("{}: {e}", file.display()))?;
-        Ok(image)
+        Ok(image.to_owned())
     }
 
     /// What tells runsc that the pod may save itself into this image path.
     pub fn annotations(&self, image: &Path) -> Value {
-        let resume = self.policy.after == AfterCheckpoint::Resume;
         json!({
             "dev.gvisor.internal.checkpoint.enable": "true",
             "dev.gvisor.internal.checkpoint.path": image,
-            "dev.gvisor.internal.checkpoint.resume": resume.to_string(),
+            "dev.gvisor.internal.checkpoint.resume": self.resumes().to_string(),
             "dev.gvisor.internal.checkpoint.compression": "none",
             "dev.gvisor.internal.checkpoint.exclude-committed-zero-pages": "true",
         })
+    }
+
+    /// Whether the pod goes on when it is saved.
+    pub fn resumes(&self) -> bool {
+        self.policy.after == AfterCheckpoint::Resume
     }
 
     pub fn saves_itself(&self) -> bool {

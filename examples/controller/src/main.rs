@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duratio
 
 use clap::Parser;
 use podsnap::{
-    Catalog, CollectOptions, ErrorKind, OpenOptions, RetentionRules, SnapshotId, Store,
+    Catalog, CollectOptions, ErrorKind, OpenOptions, RetentionRules, SnapshotId, Statsd, Store,
     policy::{PodSnapshotPolicy, PodSnapshotStorageConfig, Resources},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,6 +38,9 @@ struct Args {
     /// Seconds that garbage stays after it was first seen
     #[arg(long, default_value_t = 24 * 3600)]
     grace_s: u64,
+    /// Statsd server, by UDP, for metrics
+    #[arg(long, value_name = "HOST:PORT")]
+    statsd: Option<String>,
 }
 
 #[tokio::main]
@@ -59,6 +62,8 @@ async fn main() -> ExitCode {
 
 /// Whether everything went well.
 async fn run(args: &Args) -> Result<bool, String> {
+    let statsd = args.statsd.as_deref().map(Statsd::start).transpose();
+    let _statsd = statsd.map_err(|e| e.to_string())?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut deleted = BTreeSet::new();
     loop {
