@@ -4,7 +4,7 @@
 #
 #     examples/story.sh            needs root, and what tests/provision.sh makes
 #
-# Ends with 0 if all came as it should.
+# Ends with 0 if all came as it should, or if it was skipped.
 set -euo pipefail
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -44,7 +44,7 @@ fail() {
 tell() { printf '\n# %s\n' "$1"; }
 run() { echo "\$ $*"; "$@"; }
 # Everything that a pod has printed; the front of a restored one's file is empty.
-logs() { tr -d '\0' <"$work/run/$1.log" 2>/dev/null || true; }
+logs() { cat "$work"/run/*_"$1.log" 2>/dev/null | tr -d '\0' || true; }
 events() { cat "$work/run/events.jsonl" 2>/dev/null || true; }
 
 # wait_for WHAT COMMAND...: until the command succeeds.
@@ -75,11 +75,12 @@ for s in json.load(sys.stdin):
 saving_begun() { [ -n "$(snapshots team-a saving)" ]; }
 
 podsnap() { "$programs/podsnap" "$@"; }
-deploy() { cp "$top/examples/gke/my-app.yaml" "$work/pods/"; }
+# put FILE: applies what comes on standard input, which is there as a whole or not at all.
+put() { cat >"$work/$1.tmp" && mv "$work/$1.tmp" "$work/$1"; }
+deploy() { put pods/my-app.yaml <"$top/examples/gke/my-app.yaml"; }
 # of_team_b POD [SED]: deploys the same pod for team-b.
 of_team_b() {
-    sed -e 's/team-a/team-b/g' -e "s/name: my-app\$/name: $1/" ${2:+-e "$2"} "$top/examples/gke/my-app.yaml" >"$work/pods/$1.tmp"
-    mv "$work/pods/$1.tmp" "$work/pods/$1.yaml"
+    sed -e 's/team-a/team-b/g' -e "s/name: my-app\$/name: $1/" ${2:+-e "$2"} "$top/examples/gke/my-app.yaml" | put "pods/$1.yaml"
 }
 delete() {
     local before
@@ -111,8 +112,9 @@ print(json.dumps({
     "rules": {"md5": False},
 }))
 END
-echo token-of-a >"$work/tokens/team-a"
-echo token-of-b >"$work/tokens/team-b"
+mkdir "$work/tokens/team-a" "$work/tokens/team-b"
+echo token-of-a >"$work/tokens/team-a/team-a"
+echo token-of-b >"$work/tokens/team-b/team-b"
 echo token-of-controller >"$work/tokens/controller"
 mkfifo "$work/server.out"
 "$programs/podsnap-gcs-server" --config "$work/server.json" --bucket snapshots --hierarchical --log-limit 1000 >"$work/server.out" 2>"$work/server.err" &
@@ -130,7 +132,7 @@ controller() {
 }
 
 tell "A policy is applied, and a pod deployed. At 20 it saves itself."
-cp "$top/examples/gke/policy.yaml" "$work/policies/"
+put policies/policy.yaml <"$top/examples/gke/policy.yaml"
 deploy
 wait_for "a snapshot" happened 'Successfully checkpointed the pod'
 wait_for "a count of 25" printed my-app '^Count: 25$'
@@ -150,7 +152,7 @@ logs my-app | head -n 4
 [ "$(logs my-app | head -n 2 | tr '\n' ';')" = "GKE Pod Snapshot: restore;Count: 21;" ] || fail "it did not go on from 20"
 
 tell "Another team has a folder of its own. Its role cannot read the first one's."
-cp "$top/examples/gke/team-b-policy.yaml" "$work/policies/"
+put policies/team-b-policy.yaml <"$top/examples/gke/team-b-policy.yaml"
 of_team_b app-of-b
 wait_for "a snapshot of team-b" happened 'Successfully checkpointed the pod to PodSnapshot team-b/'
 printed app-of-b '^Count: 1$' || fail "the pod of team-b did not start anew"
@@ -161,10 +163,10 @@ delete app-of-b
 
 tell "A policy by which pods are saved on demand, and end then. A new pod asks for that snapshot by its name."
 sed -e 's/type: workload/type: manual/' -e 's/postCheckpoint: resume/postCheckpoint: stop/' -e 's/name: example-policy/name: on-demand/' \
-    "$top/examples/gke/team-b-policy.yaml" >"$work/policies/team-b-policy.yaml"
+    "$top/examples/gke/team-b-policy.yaml" | put policies/team-b-policy.yaml
 of_team_b on-demand
 wait_for "a count of 5" printed on-demand '^Count: 5$'
-cat >"$work/policies/trigger.yaml" <<'END'
+put policies/trigger.yaml <<'END'
 apiVersion: podsnapshot.gke.io/v1
 kind: PodSnapshotManualTrigger
 metadata:
@@ -188,7 +190,7 @@ echo "the new one goes on at: $(logs app-again | head -n 1)"
 delete app-again
 
 tell "A policy of team-b that names the folder of team-a comes to nothing, but for a message."
-sed -e '/path:/s/team-b/team-a/' "$top/examples/gke/team-b-policy.yaml" >"$work/policies/team-b-policy.yaml"
+sed -e '/path:/s/team-b/team-a/' "$top/examples/gke/team-b-policy.yaml" | put policies/team-b-policy.yaml
 objects team-a/ >"$work/before"
 of_team_b thief
 wait_for "a refusal" happened 'Failed to checkpoint the pod to PodSnapshot team-b/'

@@ -79,6 +79,7 @@ fn run(args: &Arguments) -> Result<(), String> {
     let refusal = options
         .as_ref()
         .map_or(Refusal::AtOpen, |options| options.refusal());
+    let place = options.as_ref().ok().and_then(|o| o.place().ok());
     let statsd = options.as_ref().ok().and_then(report);
     let ended = match options.and_then(|options| prepare(args.task, &options)) {
         Ok(prepared) => carry_out(args.task, prepared, runtime.handle(), socket),
@@ -96,7 +97,11 @@ fn run(args: &Arguments) -> Result<(), String> {
     // A thread may still wait for a file of the sandbox's, which may be anything.
     runtime.shutdown_background();
     drop(statsd);
-    ended
+    // Several gofers may write into one log.
+    ended.map_err(|why| match place {
+        Some(place) => format!("{}: {why}", place.snapshot),
+        None => why,
+    })
 }
 
 /// Sends metrics to where the options say, if they do. No save fails because nobody counts it.

@@ -193,7 +193,7 @@ impl Files for Saving {
         if state.failed.is_none()
             && let Err((errno, why)) = shared.open(&mut state, name)
         {
-            tracing::error!(file = name, why, "cannot be saved");
+            tracing::error!(snapshot = %shared.snapshot, file = name, why, "cannot be saved");
             state.failed = Some((errno, why));
         }
         if let Some((errno, why)) = &state.failed {

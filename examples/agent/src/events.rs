@@ -23,27 +23,33 @@ impl Events {
             .map_err(|e| format!("{}: {e}", path.display()))
     }
 
-    pub fn normal(&mut self, pod: &Pod, reason: &str, message: &str) {
+    pub fn normal(&self, pod: &Pod, reason: &str, message: &str) {
         self.record("Normal", pod, reason, message);
     }
 
-    pub fn warning(&mut self, pod: &Pod, message: &str) {
-        self.record("Warning", pod, SNAPSHOTTING, message);
+    pub fn warning(&self, pod: &Pod, reason: &str, message: &str) {
+        self.record("Warning", pod, reason, message);
     }
 
-    fn record(&mut self, kind: &str, pod: &Pod, reason: &str, message: &str) {
-        let name = &pod.metadata.name;
-        println!("{kind:<7}  {reason:<18}  pod/{name}  {message}");
+    fn record(&self, kind: &str, pod: &Pod, reason: &str, message: &str) {
+        let (namespace, name) = (&pod.metadata.namespace, &pod.metadata.name);
+        // Nobody may be there to read it.
+        let _ = writeln!(
+            std::io::stdout(),
+            "{namespace}  {kind:<7}  {reason:<18}  pod/{name}  {message}"
+        );
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let event = json!({
             "unix_ms": now.map_or(0, |d| d.as_millis() as u64),
             "type": kind,
             "reason": reason,
-            "namespace": pod.metadata.namespace,
+            "namespace": namespace,
             "object": format!("pod/{name}"),
             "message": message,
         });
-        if let Err(e) = writeln!(self.0, "{event}") {
+        // In one piece, so that whoever reads along sees whole lines.
+        let line = format!("{event}\n");
+        if let Err(e) = (&self.0).write_all(line.as_bytes()) {
             eprintln!("agent: an event cannot be recorded: {e}");
         }
     }

@@ -3,12 +3,14 @@
 //!
 //! It is small and meant to be copied. Everything about snapshots is podsnap's library: `policy` reads what users want, `Catalog` finds
 //! what to restore. The bytes go through podsnap's checkpoint gofer, which runsc starts by itself (docs/gvisor.md). What a real agent has
-//! and this one has not: images (programs run on the node's own root file system, read-only), pods of several containers, networks, cgroups.
+//! and this one has not: images (programs run on the node's own root file system, read-only, so a pod can read what root can), pods of
+//! several containers, networks, cgroups, restarts of pods that have ended, rotation of logs, token sources.
 //!
 //! - [`node`]: runsc, and where everything is.
 //! - [`bundle`]: what runsc wants to know about a pod.
 //! - [`snapshots`]: which snapshot a pod starts from, and where it saves itself to.
-//! - [`sandbox`]: one pod from its start to its end.
+//! - [`sandbox`]: one pod from its start to its end, a task of its own: what holds one up holds up no other.
+//! - [`triggers`]: which saves that somebody asked for were begun.
 //! - [`events`]: what happened, as `kubectl get events` would show it.
 
 mod bundle;
@@ -16,27 +18,33 @@ mod events;
 mod node;
 mod sandbox;
 mod snapshots;
+mod triggers;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, btree_map::Entry},
     path::PathBuf,
     process::ExitCode,
+    sync::Arc,
     time::Duration,
 };
 
 use clap::Parser;
 use podsnap::{
-    Statsd,
-    policy::{Pod, PodSnapshotManualTrigger, Resources},
+    CancellationToken, Statsd,
+    policy::{Pod, Resources},
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
-use crate::{events::Events, node::Node, sandbox::Sandbox};
+use crate::{events::Events, node::Node, sandbox::Sandbox, triggers::Triggers};
 
 /// Run the pods of a directory under gVisor; save and restore them as policies say
 ///
-/// A pod whose file appears is started, one whose file goes is deleted. Where the bucket is comes from the policies; a bearer token for it from
-/// the file in --tokens that is called like the pod's service account, or else from where every tool of Google's finds its credentials.
+/// A pod whose file appears is started, one whose file goes is deleted; write files elsewhere and rename them, so that they are never half there. Where
+/// the bucket is comes from the policies; the credentials for it from where every tool of Google's finds them, or from --tokens.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -46,10 +54,10 @@ struct Args {
     /// Directory of YAML with PodSnapshotPolicies, PodSnapshotStorageConfigs and PodSnapshotManualTriggers
     #[arg(long)]
     policies: PathBuf,
-    /// Directory for bundles, logs (POD.log) and events (events.jsonl)
+    /// Directory for bundles, what pods print (NAMESPACE_POD.log) and events (events.jsonl)
     #[arg(long)]
     run: PathBuf,
-    /// Directory of bearer tokens, one file for each service account
+    /// Directory of bearer tokens, NAMESPACE/SERVICE-ACCOUNT. They may be renewed; a pod that saves itself does it with the one that it was started with
     #[arg(long)]
     tokens: Option<PathBuf>,
     /// gVisor
@@ -82,89 +90,91 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), String> {
+    // Heard from here on, whatever is being done.
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| e.to_string())?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let statsd = args.statsd.as_deref().map(Statsd::start).transpose();
     let _statsd = statsd.map_err(|e| e.to_string())?;
-    let node = Node::new(
-        &args.runsc,
-        &args.gofer,
-        &args.run,
-        args.tokens.clone(),
-        args.statsd.clone(),
-    )?;
+    let node = Node::new(&args)?;
+    node.clear().await?;
     let mut agent = Agent {
-        events: Events::open(&args.run.join("events.jsonl"))?,
-        node,
+        events: Arc::new(Events::open(&args.run.join("events.jsonl"))?),
+        triggers: Triggers::open(&args.run.join("triggers"))?,
+        node: Arc::new(node),
         args,
-        wanted: Resources::default(),
+        wanted: watch::Sender::default(),
         complaint: String::new(),
-        sandboxes: BTreeMap::new(),
-        triggered: BTreeSet::new(),
+        pods: BTreeMap::new(),
     };
-    let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
     let mut ticks = tokio::time::interval(TICK);
     loop {
         tokio::select! {
-            _ = ticks.tick() => agent.tick().await,
+            _ = ticks.tick() => agent.tick(),
             _ = terminate.recv() => break,
-            _ = tokio::signal::ctrl_c() => break,
+            _ = interrupt.recv() => break,
         }
     }
-    for sandbox in agent.sandboxes.values_mut() {
-        sandbox.delete(&agent.node);
-    }
+    agent.stop().await;
     Ok(())
 }
 
 struct Agent {
     args: Args,
-    node: Node,
-    events: Events,
+    node: Arc<Node>,
+    events: Arc<Events>,
     /// What the directories said when they last made sense.
-    wanted: Resources,
+    wanted: watch::Sender<Resources>,
     /// Why they do not make sense now.
     complaint: String,
-    /// By full name.
-    sandboxes: BTreeMap<String, Sandbox>,
-    /// Triggers that were seen.
-    triggered: BTreeSet<String>,
+    /// By full name; also those that are being stopped.
+    pods: BTreeMap<String, Task>,
+    triggers: Triggers,
+}
+
+/// A pod's.
+struct Task {
+    running: JoinHandle<()>,
+    stop: CancellationToken,
+    /// Asks it to save the pod.
+    ask: mpsc::UnboundedSender<()>,
 }
 
 impl Agent {
-    async fn tick(&mut self) {
+    fn tick(&mut self) {
         self.look();
-        let pods: BTreeMap<String, Pod> = self
-            .wanted
+        let wanted = self.wanted.borrow().clone();
+        let pods: BTreeMap<String, Pod> = wanted
             .pods
-            .iter()
-            .map(|pod| (pod.metadata.full_name(), pod.clone()))
+            .into_iter()
+            .map(|pod| (pod.metadata.full_name(), pod))
             .collect();
-        let gone: Vec<String> = self
-            .sandboxes
-            .keys()
-            .filter(|name| !pods.contains_key(*name))
-            .cloned()
-            .collect();
-        for name in gone {
-            if let Some(mut sandbox) = self.sandboxes.remove(&name) {
-                sandbox.delete(&self.node);
-                let pod = sandbox.pod();
-                self.events.normal(pod, "Killing", "Stopped the pod");
+        for (name, task) in &self.pods {
+            if !pods.contains_key(name) {
+                task.stop.cancel();
             }
         }
+        self.pods.retain(|_, task| !task.running.is_finished());
         for (name, pod) in pods {
-            if !self.sandboxes.contains_key(&name) {
-                let started = Sandbox::start(&self.node, &self.wanted, pod, &mut self.events);
-                self.sandboxes.insert(name, started.await);
+            // One that is being stopped is started again when it has ended.
+            if let Entry::Vacant(vacant) = self.pods.entry(name) {
+                let sandbox = Sandbox::new(self.node.clone(), self.events.clone(), pod);
+                let (ask, asked) = mpsc::unbounded_channel();
+                let stop = CancellationToken::new();
+                let running = sandbox.run(self.wanted.subscribe(), asked, stop.clone());
+                vacant.insert(Task {
+                    running: tokio::spawn(running),
+                    stop,
+                    ask,
+                });
             }
         }
-        for trigger in self.wanted.triggers.clone() {
-            let name = trigger.metadata.full_name();
-            if !self.triggered.contains(&name) && self.trigger(&trigger).await {
-                self.triggered.insert(name);
+        for trigger in self.triggers.new_ones(&wanted.triggers) {
+            let name = format!("{}/{}", trigger.metadata.namespace, trigger.target_pod);
+            let asked = self.pods.get(&name).map(|task| task.ask.send(()));
+            if !matches!(asked, Some(Ok(()))) {
+                let file = trigger.file.display();
+                eprintln!("agent: {file}: there is no pod {name}");
             }
-        }
-        for sandbox in self.sandboxes.values_mut() {
-            sandbox.watch(&self.node, &mut self.events).await;
         }
     }
 
@@ -176,7 +186,7 @@ impl Agent {
         });
         match read {
             Ok(wanted) => {
-                self.wanted = wanted;
+                self.wanted.send_replace(wanted);
                 self.complaint.clear();
             }
             Err(e) if self.complaint == e.to_string() => {}
@@ -187,18 +197,13 @@ impl Agent {
         }
     }
 
-    /// Does what a trigger asks for, unless its pod only begins to run: then it is asked for again.
-    async fn trigger(&mut self, trigger: &PodSnapshotManualTrigger) -> bool {
-        let name = format!("{}/{}", trigger.metadata.namespace, trigger.target_pod);
-        let Some(sandbox) = self.sandboxes.get_mut(&name) else {
-            eprintln!("agent: {}: there is no pod {name}", trigger.file.display());
-            return true;
-        };
-        if sandbox.is_starting(&self.node) {
-            return false;
+    /// Ends all pods.
+    async fn stop(self) {
+        for task in self.pods.values() {
+            task.stop.cancel();
         }
-        let checkpoint = sandbox.checkpoint(&self.node, &self.wanted, &mut self.events);
-        checkpoint.await;
-        true
+        for task in self.pods.into_values() {
+            let _ = task.running.await;
+        }
     }
 }

@@ -6,12 +6,15 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use podsnap::{
     Catalog, NAMESPACE_LABEL, OpenOptions, POLICY_LABEL, Requirements, Snapshot, SnapshotId, State,
     Store,
-    policy::{AfterCheckpoint, Pod, PodSnapshotPolicy, Resources, TriggerType},
+    policy::{
+        AfterCheckpoint, Pod, PodSnapshotPolicy, PodSnapshotStorageConfig, Resources, TriggerType,
+    },
 };
 use serde_json::{Value, json};
 
@@ -19,21 +22,17 @@ use crate::node::Node;
 
 /// A pod under a policy. It stays under it until it ends, whatever becomes of the policy.
 pub struct Snapshotted {
-    pub policy: PodSnapshotPolicy,
-    store: Store,
-    catalog: Catalog,
-    bucket: String,
-    path: String,
-    token: Option<String>,
-    statsd: Option<String>,
+    node: Arc<Node>,
+    pod: Pod,
+    policy: PodSnapshotPolicy,
+    storage: PodSnapshotStorageConfig,
     requirements: Requirements,
     group: String,
-    pod_name: String,
 }
 
 impl Snapshotted {
     /// Finds out; nothing if no policy is for the pod.
-    pub fn of(node: &Node, resources: &Resources, pod: &Pod) -> Result<Option<Self>, String> {
+    pub fn of(node: &Arc<Node>, resources: &Resources, pod: &Pod) -> Result<Option<Self>, String> {
         let Some(policy) = resources.policy_for(pod) else {
             return Ok(None);
         };
@@ -45,42 +44,41 @@ impl Snapshotted {
         let mut requirements =
             Requirements::of_this_node(&pod.distilled_spec(), &node.runsc_version);
         requirements.grouping = grouping;
-        let token = node.token(&pod.service_account)?;
-        let mut options = OpenOptions::default();
-        options.gcs.bearer_token = token.clone();
-        let store = Store::open_with(&storage.store_url(), &options, None);
-        let store = store.map_err(|e| format!("{}: {e}", storage.file.display()))?;
         let name = &policy.metadata;
         Ok(Some(Self {
+            node: node.clone(),
+            pod: pod.clone(),
             policy: policy.clone(),
-            catalog: Catalog::new(&store),
-            store,
-            bucket: storage.bucket.clone(),
-            path: storage.path.clone(),
-            token,
-            statsd: node.statsd.clone(),
+            storage: storage.clone(),
             group: requirements.group(&name.namespace, &name.name),
             requirements,
-            pod_name: pod.metadata.name.clone(),
         }))
     }
 
+    /// The store, with the token that the pod has now: tokens last for an hour, pods for longer.
+    fn store(&self) -> Result<Store, String> {
+        let mut options = OpenOptions::default();
+        options.gcs.bearer_token = self.node.token(&self.pod)?;
+        let store = Store::open_with(&self.storage.store_url(), &options, None);
+        store.map_err(|e| format!("{}: {e}", self.storage.file.display()))
+    }
+
     /// The snapshot that the pod starts from: the one it asks for, or the newest that fits.
-    pub async fn find(&self, pod: &Pod) -> podsnap::Result<Option<Snapshot>> {
-        let found = match pod.pinned_snapshot() {
-            None => self.catalog.newest(&self.group).await?,
+    pub async fn find(&self) -> Result<Option<Snapshot>, String> {
+        let catalog = Catalog::new(&self.store()?);
+        let found = match self.pod.pinned_snapshot() {
+            None => catalog.newest(&self.group).await,
             Some(id) => {
-                let id: SnapshotId = id.parse().map_err(|e| {
-                    let what = format!("{id:?} is no PodSnapshot");
-                    podsnap::Error::new(podsnap::ErrorKind::InvalidInput, what).because(e)
-                })?;
-                Some(self.catalog.pinned(&id, &self.requirements).await?)
+                let parsed: Result<SnapshotId, _> = id.parse();
+                let id = parsed.map_err(|e| format!("{id:?} is no PodSnapshot: {e}"))?;
+                catalog.pinned(&id, &self.requirements).await.map(Some)
             }
         };
-        match found {
-            Some(snapshot) => Ok(Some(self.catalog.begin_restore(snapshot.id()).await?)),
-            None => Ok(None),
-        }
+        let Some(snapshot) = found.map_err(|e| e.to_string())? else {
+            return Ok(None);
+        };
+        let begun = catalog.begin_restore(snapshot.id()).await;
+        begun.map(Some).map_err(|e| e.to_string())
     }
 
     /// An image path that makes runsc's gofer write, or read, this snapshot.
@@ -99,25 +97,26 @@ impl Snapshotted {
         snapshot: &SnapshotId,
         tell_pod: bool,
     ) -> Result<PathBuf, String> {
+        let token = self.node.token(&self.pod)?;
         fs::create_dir(image).map_err(|e| format!("{}: {e}", image.display()))?;
-        let prefix = match self.path.is_empty() {
-            true => format!("{snapshot}/"),
-            false => format!("{}/{snapshot}/", self.path),
+        let prefix = match self.storage.path.as_str() {
+            "" => format!("{snapshot}/"),
+            path => format!("{path}/{snapshot}/"),
         };
         let mut labels: BTreeMap<String, String> = self.requirements.labels();
         let policy = &self.policy.metadata;
         labels.insert(POLICY_LABEL.to_owned(), policy.name.clone());
         labels.insert(NAMESPACE_LABEL.to_owned(), policy.namespace.clone());
-        labels.insert("pod".to_owned(), self.pod_name.clone());
+        labels.insert("pod".to_owned(), self.pod.metadata.name.clone());
         let mut options = json!({
-            "bucket": self.bucket,
+            "bucket": self.storage.bucket,
             "object_prefix": prefix,
             "group": self.group,
             "labels": labels,
             "tell_pod": tell_pod,
-            "statsd": self.statsd,
+            "statsd": self.node.statsd,
         });
-        if let Some(token) = &self.token {
+        if let Some(token) = token {
             options["token"] = json!({ "access_token": token, "token_type": "Bearer" });
         }
         let file = image.join("gcs_opts.json");
@@ -151,17 +150,23 @@ impl Snapshotted {
     }
 
     /// How far a snapshot is.
-    pub async fn state(&self, snapshot: &SnapshotId) -> podsnap::Result<Option<State>> {
-        self.store.state(snapshot).await
+    pub async fn state(&self, snapshot: &SnapshotId) -> Result<Option<State>, String> {
+        let state = self.store()?.state(snapshot).await;
+        state.map_err(|e| e.to_string())
     }
 
     /// Tells others why a snapshot was not saved.
     pub async fn note_failure(&self, snapshot: &SnapshotId, why: &str) {
         let name = &self.policy.metadata;
-        let noted = self
-            .catalog
-            .note_failure(snapshot, &name.namespace, &name.name, why);
-        if let Err(e) = noted.await {
+        let noted = match self.store() {
+            Ok(store) => {
+                let catalog = Catalog::new(&store);
+                let noted = catalog.note_failure(snapshot, &name.namespace, &name.name, why);
+                noted.await.map_err(|e| e.to_string())
+            }
+            Err(e) => Err(e),
+        };
+        if let Err(e) = noted {
             eprintln!("agent: that {snapshot} failed cannot be noted: {e}");
         }
     }
