@@ -690,6 +690,27 @@ fn hold(
     (hook, open, is_reached)
 }
 
+/// Whoever has stopped a pod for its save need not wait for what others need the lease for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_does_not_wait_until_its_lease_is_dropped() {
+    for scratch in stores() {
+        let (hook, open, mut reached) = hold(Call::Delete, "s/lease");
+        let store = scratch.watched(hook);
+        let mut writer = store.save(&id("s"), in_group()).await.unwrap();
+        writer.add(blob("x", &noise(1, 300_000))).await.unwrap();
+        let committed = writer.commit().await.unwrap();
+        assert_eq!(committed.stats.raw_bytes, 300_000);
+        reached.wait_for(|reached| *reached).await.unwrap();
+        let snapshot = scratch.store.snapshot(&id("s")).await.unwrap();
+        assert_eq!(snapshot.digest().to_string(), committed.stats.digest);
+        assert!(scratch.store.head("g").await.unwrap().is_some());
+        assert!(names(&*scratch.backend).await.contains("s/lease"));
+        open.send_replace(true);
+        committed.settled().await;
+        assert!(!names(&*scratch.backend).await.contains("s/lease"));
+    }
+}
+
 /// First order of the race: the base's manifest goes before the saver has its lease.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_base_that_goes_before_the_lease_is_taken_is_not_used() {

@@ -18,5 +18,7 @@ pub(crate) fn fault() {
 
 /// The sandbox got so many bytes. The library counts those that it restores under the same name.
 pub(crate) fn restored(len: u32) {
-    counter!("podsnap_restored_bytes_total").increment(u64::from(len));
+    if len > 0 {
+        counter!("podsnap_restored_bytes_total").increment(u64::from(len));
+    }
 }

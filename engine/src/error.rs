@@ -172,7 +172,12 @@ impl Error {
         let mut what = self.0.message.clone();
         let mut cause = self.0.source.as_deref().map(|e| e as &dyn StdError);
         while let Some(err) = cause {
-            what.push_str(&format!(": {err}"));
+            let text = err.to_string();
+            // Texts of some errors have those of their causes in them.
+            if !what.contains(&text) {
+                what.push_str(": ");
+                what.push_str(&text);
+            }
             cause = err.source();
         }
         what

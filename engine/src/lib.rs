@@ -65,7 +65,7 @@ pub use printable::{printable, printable_message};
 pub use progress::{Progress, ProgressSnapshot};
 pub use removal::{RemoveOptions, RemoveStats};
 pub use restore::{RestoreOptions, RestoreStats};
-pub use save::{Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotWriter};
+pub use save::{Committed, Dtype, NewSection, Policy, SaveOptions, SaveStats, SnapshotWriter};
 pub use snapshot::Snapshot;
 pub use source::Input;
 pub use statsd::Statsd;

@@ -22,7 +22,7 @@ use std::{
 };
 
 use podsnap_engine::{
-    Error, ErrorKind, Input, NewSection, Result, SaveOptions, SaveStats, SnapshotId,
+    Committed, Error, ErrorKind, Input, NewSection, Result, SaveOptions, SaveStats, SnapshotId,
     SnapshotWriter, Store, gvisor,
 };
 use rustix::io::Errno;
@@ -81,7 +81,7 @@ struct State {
     files: Contents,
     /// Why nothing can be committed any more.
     failed: Option<(Errno, String)>,
-    committed: Option<SaveStats>,
+    committed: Option<Committed>,
     /// When the last file was opened: the sandbox stops then.
     opened_at: Option<Instant>,
 }
@@ -174,7 +174,7 @@ impl Saving {
         }
         let mut state = shared.state();
         match (state.committed.take(), state.failed.take()) {
-            (Some(stats), _) => Ok(Some(stats)),
+            (Some(committed), _) => Ok(Some(shared.runtime.block_on(committed.settled()))),
             (None, Some((_, why))) => Err(why),
             (None, None) if state.files.is_empty() => Ok(None),
             (None, None) => Err("the sandbox gave it up".to_owned()),
@@ -340,7 +340,8 @@ impl Shared {
     /// Commits, and says what came of it.
     async fn conclude(&self, writing: Writing, files: Contents) -> Result<(), Errno> {
         match self.commit(writing, files).await {
-            Ok(stats) => {
+            Ok(committed) => {
+                let stats = &committed.stats;
                 tracing::info!(
                     snapshot = stats.snapshot,
                     raw_bytes = stats.raw_bytes,
@@ -348,14 +349,14 @@ impl Shared {
                     elapsed_ms = stats.elapsed_ms,
                     "the checkpoint is committed"
                 );
-                self.state().committed = Some(stats);
+                self.state().committed = Some(committed);
                 Ok(())
             }
             Err(e) => Err(self.fail(&e)),
         }
     }
 
-    async fn commit(&self, writing: Writing, files: Contents) -> Result<SaveStats> {
+    async fn commit(&self, writing: Writing, files: Contents) -> Result<Committed> {
         let mut writer = match writing {
             Writing::Idle(writer) => writer,
             Writing::Streaming(streaming) => streaming
@@ -370,7 +371,8 @@ impl Shared {
                 return Err(e);
             }
         }
-        writer.finish().await
+        // The sandbox waits for this, and not for what comes behind it.
+        writer.commit().await
     }
 
     /// Saves what was kept aside, and finds out what the checkpoint is of.

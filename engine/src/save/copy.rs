@@ -83,6 +83,10 @@ impl SnapshotWriter {
             packed.packs.clone(),
             &moved,
         );
-        self.conclude(unfinished, packed, sealed, raw_bytes).await
+        Ok(self
+            .conclude(unfinished, packed, sealed, raw_bytes)
+            .await?
+            .settled()
+            .await)
     }
 }

@@ -19,17 +19,18 @@ mod undo;
 
 use std::{
     collections::BTreeMap,
+    io::Read,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 pub use podsnap_format::codec::{Dtype, Policy};
-use std::{io::Read, path::Path};
-
 use podsnap_format::{
     Header, Key, Kind, Role, Shape, SnapshotId,
     manifest::{AddressRange, EncodedManifest},
 };
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -259,6 +260,22 @@ pub struct SnapshotWriter {
     started: Instant,
 }
 
+/// A snapshot that is committed, and whose lease is being dropped. Nothing is lost if that is not waited for, but whoever deletes or collects then
+/// waits until the lease has run out.
+pub struct Committed {
+    /// What the save did.
+    pub stats: SaveStats,
+    settling: JoinHandle<()>,
+}
+
+impl Committed {
+    /// Waits until the lease is dropped.
+    pub async fn settled(self) -> SaveStats {
+        let _ = self.settling.await;
+        self.stats
+    }
+}
+
 /// What is lent to a blocking thread while a section is taken in.
 struct Work {
     unfinished: Unfinished,
@@ -429,7 +446,13 @@ impl SnapshotWriter {
     /// could not be moved; it says so.
     ///
     /// Once it has begun, dropping the future does not stop it: whether the snapshot is committed then, the store knows.
-    pub async fn finish(mut self) -> Result<SaveStats> {
+    pub async fn finish(self) -> Result<SaveStats> {
+        Ok(self.commit().await?.settled().await)
+    }
+
+    /// The same for who cannot wait for a moment longer than until the snapshot stands: its lease is dropped behind this. Cloud Storage
+    /// lets a name be changed once a second, so that a lease which is younger must wait.
+    pub async fn commit(mut self) -> Result<Committed> {
         let Some(Work {
             mut unfinished,
             index,
@@ -457,7 +480,7 @@ impl SnapshotWriter {
         packed: Packed,
         sealed: Result<EncodedManifest>,
         raw_bytes: u64,
-    ) -> Result<SaveStats> {
+    ) -> Result<Committed> {
         let EncodedManifest { bytes, digest } = match sealed {
             Ok(sealed) => sealed,
             Err(e) => return Err(unfinished.fail(e).await),
@@ -468,8 +491,11 @@ impl SnapshotWriter {
         let snapshot = self.header.snapshot.to_string();
         let bases = self.metadata.bases.clone();
         // A commit is not left in the middle.
-        let commit = tokio::spawn(async move { self.commit(unfinished, bytes).await });
-        commit
+        let committing = tokio::spawn(async move {
+            let dropping = self.make_visible(unfinished, bytes).await?;
+            Ok(tokio::spawn(dropping))
+        });
+        let settling = committing
             .await
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Store, "the commit died")))?;
         let p = progress.snapshot();
@@ -489,11 +515,16 @@ impl SnapshotWriter {
             bases,
         };
         crate::metrics::saved(&stats);
-        Ok(stats)
+        Ok(Committed { stats, settling })
     }
 
-    /// Makes the snapshot visible, moves the head, drops the lease. Whatever fails before the manifest stands undoes the save.
-    async fn commit(&self, unfinished: Unfinished, manifest: Vec<u8>) -> Result<()> {
+    /// Makes the snapshot visible and moves the head. Whatever fails before the manifest stands undoes the save. Returns what is left to do: to drop the
+    /// lease.
+    async fn make_visible(
+        &self,
+        unfinished: Unfinished,
+        manifest: Vec<u8>,
+    ) -> Result<impl Future<Output = ()> + Send + 'static> {
         let (backend, snapshot) = (&**self.store.backend(), &self.header.snapshot);
         let len = manifest.len() as u64;
         if let Err(e) = unfinished.lease().check().await {
@@ -549,14 +580,16 @@ impl SnapshotWriter {
             }
         }
         let lease = unfinished.committed();
-        let dropped = async {
-            lease.remove_previous().await?;
-            lease.release(lease_version).await
-        };
-        if let Err(error) = dropped.await {
-            tracing::warn!(%snapshot, %error, "the lease could not be dropped; it will expire");
-        }
-        Ok(())
+        let snapshot = snapshot.clone();
+        Ok(async move {
+            let dropped = async {
+                lease.remove_previous().await?;
+                lease.release(lease_version).await
+            };
+            if let Err(error) = dropped.await {
+                tracing::warn!(%snapshot, %error, "the lease could not be dropped; it will expire");
+            }
+        })
     }
 
     /// Removes a manifest that was written under a lease that was lost by then: what it needs may be gone. The packs are left to
