@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use crate::{Error, Metadata, field::Field};
+use crate::{Error, Metadata, field::Field, metadata::resource_name};
 
 /// A pod.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,12 +44,12 @@ impl Pod {
             return Err(list.error("a pod has at least one"));
         }
         let account = fields.take("serviceAccountName");
-        let account = account.map(|account| account.name()).transpose()?;
+        let account = account.map(|account| resource_name(&account)).transpose()?;
         Ok(Self {
             metadata,
             file: spec.file().to_owned(),
             containers,
-            service_account: account.unwrap_or("default").to_owned(),
+            service_account: account.unwrap_or_else(|| "default".to_owned()),
             spec: spec.value().to_json(),
         })
     }

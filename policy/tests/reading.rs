@@ -346,6 +346,12 @@ fn what_makes_no_sense_is_said_with_file_line_and_field() {
             "  containers:\n  - nom",
             "dir/it.yaml:12: spec.containers[0].name: it is missing",
         ),
+        (
+            POD,
+            "serviceAccountName: pod-snapshot-sa",
+            "serviceAccountName: ../../etc/shadow",
+            "dir/it.yaml:9: spec.serviceAccountName: \"../../etc/shadow\" is no name",
+        ),
         (POLICY, "metadata:", "metadata: [", "dir/it.yaml:"),
         (
             POLICY,
