@@ -208,6 +208,25 @@ fn of_a_pod_only_what_matters_for_restoring_is_distilled() {
         let other = pod(&POD.replacen(from, to, 1));
         assert_ne!(other.distilled_spec(), first.distilled_spec(), "{to}");
     }
+    // No environment can be said in three ways.
+    let env = &POD[POD.find("    env:").unwrap()..];
+    let none = pod(&POD.replace(env, "")).distilled_spec();
+    assert_ne!(none, first.distilled_spec());
+    for same in ["    env: []\n", "    env:\n"] {
+        assert_eq!(pod(&POD.replace(env, same)).distilled_spec(), none);
+    }
+    // What runs before the containers is treated as they are.
+    let init = "  initContainers:\n  - name: init\n    image: busybox\n";
+    let with_init = |env: &str| pod(&format!("{POD}{init}{env}")).distilled_spec();
+    let fast = with_init("    env: [{name: MODE, value: fast}]\n");
+    assert_eq!(with_init("    env: [{name: MODE, value: slow}]\n"), fast);
+    assert_ne!(with_init("    env: [{name: MODUS, value: fast}]\n"), fast);
+    assert_eq!(with_init("    env: []\n"), with_init(""));
+    let odd = pod(&format!("{POD}  initContainers: [7, {{env: 7}}]\n"));
+    assert_eq!(
+        odd.distilled_spec()["initContainers"],
+        odd.spec["initContainers"]
+    );
 }
 
 #[test]
