@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::{
     Error,
+    error::quoted,
     yaml::{Node, Value},
 };
 
@@ -119,7 +120,11 @@ impl<'a> Field<'a> {
         let found = words.iter().find(|(word, _)| *word == text);
         found.map(|(_, meaning)| *meaning).ok_or_else(|| {
             let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-            self.error(format!("{text:?} is not one of {}", words.join(", ")))
+            self.error(format!(
+                "{} is not one of {}",
+                quoted(text),
+                words.join(", ")
+            ))
         })
     }
 

@@ -376,7 +376,7 @@ fn what_makes_no_sense_is_said_with_file_line_and_field() {
             POLICY,
             "kind: PodSnapshotPolicy",
             "kind: PodSnapshotPolicy\nkind: PodSnapshotPolicy",
-            "dir/it.yaml:3",
+            "dir/it.yaml:3: no YAML: duplicate mapping key `kind` is not allowed here",
         ),
     ];
     for (text, from, to, expected) in cases {
@@ -387,6 +387,72 @@ fn what_makes_no_sense_is_said_with_file_line_and_field() {
     }
     let error = parse("just text").unwrap_err().to_string();
     assert_eq!(error, "dir/it.yaml:1: a map is expected, not a text");
+}
+
+/// What errors say of a file, they say in one line, of which no terminal takes harm, however long the file's texts are.
+#[test]
+fn texts_of_files_are_shown_and_not_obeyed() {
+    let long = "x".repeat(500_000);
+    for (text, from, to, expected) in [
+        (
+            POLICY,
+            "      app: my-app",
+            r#"      "a\nb\e[2J": 7"#,
+            r"dir/it.yaml:10: spec.selector.matchLabels.a\nb\u{1b}[2J: a text is expected",
+        ),
+        (
+            POLICY,
+            "spec:",
+            "\"specs\\u202e\": 1\nspec:",
+            r"specs\u{202e}: there is no such field",
+        ),
+        (
+            POLICY,
+            "type: workload",
+            r#"type: "\e]0;x\a""#,
+            r#""\u{1b}]0;x\u{7}" is not one of"#,
+        ),
+        (
+            POLICY,
+            "spec:",
+            "\"\\e[2J\": 1\n\"\\e[2J\": 1\nspec:",
+            r"duplicate mapping key `\u{1b}[2J`",
+        ),
+        (
+            POLICY,
+            "spec:",
+            &format!("? {long}\n: 1\nspec:"),
+            "xxx...: there is no such field",
+        ),
+        (
+            POLICY,
+            "spec:",
+            &format!("? {long}\n: 1\n? {long}\n: 1\nspec:"),
+            "duplicate mapping key `xxx",
+        ),
+        (POLICY, "workload", &long, "xxx...\" is not one of workload"),
+        (POLICY, "team-a", &long, "xxx...\" is no name"),
+        (POLICY, "7d", &long, "xxx...\" is no time"),
+        (
+            STORAGE,
+            "my-bucket",
+            &long,
+            "xxx...\" is no name of a bucket",
+        ),
+        (
+            STORAGE,
+            "my-folder",
+            &format!("{long}?"),
+            "xxx...\" is no path",
+        ),
+    ] {
+        let error = parse(&text.replacen(from, to, 1)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error:.1000}");
+        assert!(!error.contains(char::is_control), "{error:?}");
+        assert!(error.len() < 500, "{error:.1000}");
+    }
+    let error = Resources::parse(Path::new("a\nb.yaml"), "x").unwrap_err();
+    assert!(error.to_string().starts_with("a\\nb.yaml:1: "), "{error}");
 }
 
 #[test]
@@ -411,6 +477,10 @@ fn hostile_yaml_ends_soon() {
         let begin: String = hostile.chars().take(20).collect();
         let error = parse(&hostile).expect_err(&begin).to_string();
         assert!(error.len() < 1000, "{error}");
+        // Such names are for those who wrote the parser, and for those who call it.
+        for inner in ["Options", "breach", " {", "total_replayed"] {
+            assert!(!error.contains(inner), "{error}");
+        }
     }
 }
 
