@@ -148,7 +148,7 @@ impl<'de> Visitor<'de> for Tree {
     }
 }
 
-/// The documents of a file, empty ones left out.
+/// The documents of a file, empty ones left out. There is at least one: a file without is one that somebody has only begun to write.
 pub(crate) fn parse(file: &Path, text: &str) -> Result<Vec<Node>, Error> {
     if text.len() > MAX_FILE_LEN {
         return Err(Error::of_file(file, "it is longer than 1 MiB"));
@@ -169,7 +169,14 @@ pub(crate) fn parse(file: &Path, text: &str) -> Result<Vec<Node>, Error> {
         Error::new(file, line, "", format!("no YAML: {}", cut(&said(&e))))
     })?;
     let is_there = |node: &Node| node.value != Value::Null;
-    Ok(documents.into_iter().filter(is_there).collect())
+    let documents: Vec<Node> = documents.into_iter().filter(is_there).collect();
+    match documents.is_empty() {
+        true => Err(Error::of_file(
+            file,
+            "it holds no document; whoever is writing it should write elsewhere, then rename",
+        )),
+        false => Ok(documents),
+    }
 }
 
 /// What the parser says, in words for who wrote the file.

@@ -455,6 +455,23 @@ fn texts_of_files_are_shown_and_not_obeyed() {
     assert!(error.to_string().starts_with("a\\nb.yaml:1: "), "{error}");
 }
 
+/// Somebody has only begun to write such a file. It must not be taken for the wish that there be nothing.
+#[test]
+fn a_file_without_a_document_is_an_error() {
+    for text in ["", "\n", "# a comment\n", "---\n", "---\n...\n# end\n"] {
+        let error = parse(text).unwrap_err().to_string();
+        assert!(
+            error.starts_with("dir/it.yaml: it holds no document"),
+            "{error}"
+        );
+        assert!(error.contains("rename"), "{error}");
+    }
+    let half = &POD[..POD.find("  containers").unwrap()];
+    parse(half).unwrap_err();
+    let empty = tempfile::tempdir().unwrap();
+    assert_eq!(Resources::read(empty.path()).unwrap(), Resources::default());
+}
+
 #[test]
 fn hostile_yaml_ends_soon() {
     let mut bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n".to_owned();
