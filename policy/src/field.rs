@@ -37,6 +37,10 @@ impl<'a> Field<'a> {
         self.file
     }
 
+    pub(crate) fn line(&self) -> u64 {
+        self.node.line
+    }
+
     pub(crate) fn value(&self) -> &'a Value {
         &self.node.value
     }
