@@ -10,6 +10,7 @@ use clap::Parser;
 use podsnap::{
     Catalog, CollectOptions, ErrorKind, OpenOptions, RetentionRules, SnapshotId, Store,
     policy::{PodSnapshotPolicy, PodSnapshotStorageConfig, Resources},
+    printable_message,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -33,7 +34,7 @@ struct Args {
     #[arg(long)]
     once: bool,
     /// Seconds between two rounds
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..))]
     every_s: u64,
     /// Seconds that garbage stays after it was first seen
     #[arg(long, default_value_t = 24 * 3600)]
@@ -116,15 +117,15 @@ async fn round(
     let policies = resources.policies.iter();
     for policy in policies.filter(|policy| policy.storage_config == storage.metadata.name) {
         let retained = retain(args, &store, policy).await;
-        retained.map_err(|e| format!("policy {}: {e}", policy.metadata.name))?;
+        retained.map_err(|e| format!("policy {}: {e}", policy.metadata.full_name()))?;
     }
-    collect(args, &store).await.map_err(|e| e.to_string())
+    collect(args, &store).await
 }
 
 async fn retain(args: &Args, store: &Store, policy: &PodSnapshotPolicy) -> podsnap::Result<()> {
-    let (url, name) = (store.url(), &policy.metadata.name);
+    let (url, name) = (store.url(), policy.metadata.full_name());
     let rules = RetentionRules {
-        policy: Some(name.clone()),
+        policy: Some(policy.metadata.name.clone()),
         namespace: Some(policy.metadata.namespace.clone()),
         max_per_group: policy.retention.max_per_group,
         unused_for: policy.retention.unused_for,
@@ -133,7 +134,7 @@ async fn retain(args: &Args, store: &Store, policy: &PodSnapshotPolicy) -> podsn
     let catalog = Catalog::new(store);
     let plan = catalog.plan_retention(&rules).await?;
     for verdict in &plan.remove {
-        let (id, reason) = (&verdict.snapshot, &verdict.reason);
+        let (id, reason) = (&verdict.snapshot, printable_message(&verdict.reason));
         println!("{url}: policy {name}: {id} goes: {reason}");
     }
     if args.dry_run {
@@ -141,35 +142,42 @@ async fn retain(args: &Args, store: &Store, policy: &PodSnapshotPolicy) -> podsn
     }
     let stats = catalog.retain(&plan).await?;
     for retained in &stats.retained {
-        let (id, reason) = (&retained.snapshot, &retained.reason);
+        let (id, reason) = (&retained.snapshot, printable_message(&retained.reason));
         println!("{url}: policy {name}: {id} stays: {reason}");
     }
     Ok(())
 }
 
-async fn collect(args: &Args, store: &Store) -> podsnap::Result<()> {
+async fn collect(args: &Args, store: &Store) -> Result<(), String> {
     let url = store.url();
     let options = CollectOptions {
         grace: Duration::from_secs(args.grace_s),
     };
-    let plan = store.plan_collection(&options).await?;
-    for why in &plan.blocked_by {
-        eprintln!("controller: {url}: nothing is collected: {why}");
-    }
+    let plan = store.plan_collection(&options).await;
+    let plan = plan.map_err(|e| e.to_string())?;
     if plan.foreign_objects > 0 {
         let count = plan.foreign_objects;
         println!("{url}: {count} objects of somebody else's, not touched");
     }
+    let blocked = match plan.blocked_by.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "nothing is deleted: {}",
+            plan.blocked_by.join("; ")
+        )),
+    };
     if args.dry_run {
         println!("{url}: {} objects are garbage", plan.delete.len());
-        return Ok(());
+        return blocked;
     }
-    let stats = store.collect(plan).await?;
+    // What is garbage is noted all the same.
+    let stats = store.collect(plan).await.map_err(|e| e.to_string())?;
     let (objects, bytes) = (stats.deleted_objects, stats.deleted_bytes);
     let waiting = stats.kept_objects;
     println!("{url}: {objects} objects of garbage deleted, {bytes} bytes; {waiting} wait");
     if let Some(why) = stats.stopped {
+        let why = printable_message(&why);
         println!("{url}: {why}; the next round goes on");
     }
-    Ok(())
+    blocked
 }
