@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duratio
 
 use clap::Parser;
 use podsnap::{
-    Catalog, CollectOptions, ErrorKind, OpenOptions, RetentionRules, SnapshotId, Store,
+    Catalog, CollectOptions, ErrorKind, OpenOptions, RetentionRules, SnapshotId, Status, Store,
     policy::{PodSnapshotPolicy, PodSnapshotStorageConfig, Resources},
     printable_message,
 };
@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// Directory of YAML with PodSnapshotPolicies and PodSnapshotStorageConfigs
+    /// Directory of YAML with PodSnapshotPolicies and PodSnapshotStorageConfigs. Triggers may be there too; no Pod in it is looked at
     #[arg(long)]
     policies: PathBuf,
     /// File with a bearer token; otherwise credentials come from where every tool of Google's finds them
@@ -52,74 +52,156 @@ async fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(why) => {
-            eprintln!("controller: {why}");
+            complain(&why);
             ExitCode::FAILURE
         }
     }
 }
 
-/// Whether everything went well.
+/// Whether everything went well. A signal ends it at any time: whatever is under way can be dropped, and the next round goes on with the rest.
 async fn run(args: &Args) -> Result<bool, String> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
-    let mut deleted = BTreeSet::new();
+    let signal = |kind| signal(kind).map_err(|e| e.to_string());
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        good = rounds(args) => return Ok(good),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    complain("ended by a signal; the next round goes on");
+    // Who wants one round did not get it.
+    Ok(!args.once)
+}
+
+/// One round after another. Returns only if there is to be but one: whether everything in it went well.
+async fn rounds(args: &Args) -> bool {
+    let mut done = BTreeSet::new();
+    let mut complaint = String::new();
     loop {
-        // Nothing is done by rules that make no sense.
-        let resources = Resources::read(&args.policies).map_err(|e| e.to_string())?;
-        let mut good = true;
-        for storage in &resources.storage_configs {
-            // One tenant's trouble is not another's.
-            if let Err(why) = round(args, &resources, storage, &mut deleted).await {
-                eprintln!("controller: {}: {why}", storage.store_url());
-                good = false;
+        let good = match Resources::read(&args.policies) {
+            Ok(resources) => {
+                complaint.clear();
+                round(args, &resources, &mut done).await
             }
-        }
-        for id in args.delete.iter().filter(|id| !deleted.contains(*id)) {
-            eprintln!("controller: there is no snapshot {id} in any of the policies' buckets");
-            good = false;
-        }
+            // Nothing is done by rules that make no sense.
+            Err(e) => {
+                let new = format!("{e}; nothing is done until that is mended");
+                if new != complaint {
+                    complain(&new);
+                    complaint = new;
+                }
+                false
+            }
+        };
         if args.once {
-            return Ok(good);
+            return good;
         }
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_secs(args.every_s)) => {}
-            _ = terminate.recv() => return Ok(good),
-        }
+        tokio::time::sleep(Duration::from_secs(args.every_s)).await;
     }
 }
 
-async fn round(
-    args: &Args,
-    resources: &Resources,
-    storage: &PodSnapshotStorageConfig,
-    deleted: &mut BTreeSet<SnapshotId>,
-) -> Result<(), String> {
+/// Does all there is to do, and says whether everything went well. `done` are the snapshots that were to be deleted, and are.
+async fn round(args: &Args, resources: &Resources, done: &mut BTreeSet<SnapshotId>) -> bool {
+    let mut good = true;
+    let mut wrong = |what: String| {
+        complain(&what);
+        good = false;
+    };
+    for policy in &resources.policies {
+        if let Err(why) = resources.storage_of(policy) {
+            let name = policy.metadata.full_name();
+            wrong(format!("{why}; no snapshot of policy {name} goes"));
+        }
+    }
+    let mut stores = Vec::new();
+    for storage in &resources.storage_configs {
+        match open(args, storage) {
+            Ok(store) => stores.push((storage, store)),
+            Err(why) => wrong(format!("{}: {why}", storage.store_url())),
+        }
+    }
+    for id in &args.delete {
+        // What a store that does not answer holds, nobody knows.
+        let mut all_answered = stores.len() == resources.storage_configs.len();
+        for (_, store) in &stores {
+            if done.contains(id) {
+                break;
+            }
+            match delete(args, store, id).await {
+                Ok(true) => {
+                    done.insert(id.clone());
+                }
+                Ok(false) => {}
+                Err(why) => {
+                    wrong(format!("{}: {why}", store.url()));
+                    all_answered = false;
+                }
+            }
+        }
+        if all_answered && !done.contains(id) {
+            wrong(format!(
+                "there is no snapshot {id} in any of the policies' buckets"
+            ));
+        }
+    }
+    for (storage, store) in &stores {
+        // One tenant's trouble is not another's.
+        if let Err(why) = tenant(args, resources, storage, store).await {
+            wrong(format!("{}: {why}", store.url()));
+        }
+    }
+    good
+}
+
+fn open(args: &Args, storage: &PodSnapshotStorageConfig) -> Result<Store, String> {
     let mut options = OpenOptions::default();
     if let Some(file) = &args.token {
         let token = std::fs::read_to_string(file);
         let token = token.map_err(|e| format!("{}: {e}", file.display()))?;
         options.gcs.bearer_token = Some(token.trim().to_owned());
     }
-    let url = storage.store_url();
-    let store = Store::open_with(&url, &options, None).map_err(|e| e.to_string())?;
-    for id in &args.delete {
-        if deleted.contains(id) || args.dry_run {
-            continue;
+    Store::open_with(&storage.store_url(), &options, None).map_err(|e| e.to_string())
+}
+
+/// Deletes a snapshot. Whether the store has it.
+async fn delete(args: &Args, store: &Store, id: &SnapshotId) -> podsnap::Result<bool> {
+    let url = store.url();
+    if args.dry_run {
+        if let Some(state) = store.state(id).await? {
+            match state.status {
+                Status::Saving => println!("{url}: {id} would not be deleted: it is being saved"),
+                _ => println!("{url}: {id} would be deleted"),
+            }
+            return Ok(true);
         }
+    } else {
         match store.remove(id).await {
             Ok(stats) => {
                 println!("{url}: {id} deleted, {} objects", stats.objects);
-                deleted.insert(id.clone());
+                return Ok(true);
             }
             Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => return Err(e.to_string()),
+            Err(e) => return Err(e),
         }
     }
+    // To who has no rights in it, a store looks as if the snapshot were not there; but it does not list then.
+    store.list().await?;
+    Ok(false)
+}
+
+/// Does what the policies say about one store, and collects its garbage.
+async fn tenant(
+    args: &Args,
+    resources: &Resources,
+    storage: &PodSnapshotStorageConfig,
+    store: &Store,
+) -> Result<(), String> {
     let policies = resources.policies.iter();
     for policy in policies.filter(|policy| policy.storage_config == storage.metadata.name) {
-        let retained = retain(args, &store, policy).await;
+        let retained = retain(args, store, policy).await;
         retained.map_err(|e| format!("policy {}: {e}", policy.metadata.full_name()))?;
     }
-    collect(args, &store).await
+    collect(args, store).await
 }
 
 async fn retain(args: &Args, store: &Store, policy: &PodSnapshotPolicy) -> podsnap::Result<()> {
@@ -180,4 +262,9 @@ async fn collect(args: &Args, store: &Store) -> Result<(), String> {
         println!("{url}: {why}; the next round goes on");
     }
     blocked
+}
+
+/// Says what is wrong, on one line whatever names are in it.
+fn complain(what: &str) {
+    eprintln!("controller: {}", printable_message(what));
 }
