@@ -1,6 +1,7 @@
 //! The one error: which file, which line, which field, and what about it.
 
 use std::{
+    borrow::Cow,
     fmt,
     path::{Path, PathBuf},
 };
@@ -28,8 +29,8 @@ impl Error {
         Self {
             file: file.to_owned(),
             line,
-            field: field.into(),
-            problem: problem.into(),
+            field: one_line(&cut(&field.into())),
+            problem: one_line(&problem.into()),
         }
     }
 
@@ -40,7 +41,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.file.display())?;
+        write!(f, "{}", one_line(&self.file.display().to_string()))?;
         if self.line > 0 {
             write!(f, ":{}", self.line)?;
         }
@@ -49,4 +50,30 @@ impl fmt::Display for Error {
         }
         write!(f, ": {}", self.problem)
     }
+}
+
+/// A text of a file, for a message: in quotes, and not all of it if it is long.
+pub(crate) fn quoted(text: &str) -> String {
+    format!("{:?}", cut(text))
+}
+
+/// The beginning of a text of a file, which may be as long as the file.
+pub(crate) fn cut(text: &str) -> Cow<'_, str> {
+    const MAX_SHOWN: usize = 200;
+    match text.len() > MAX_SHOWN {
+        true => format!("{}...", &text[..text.floor_char_boundary(MAX_SHOWN)]).into(),
+        false => text.into(),
+    }
+}
+
+/// What would end the line, or make a terminal do something, is escaped. Quotes and backslashes stay: [`quoted`] has put them there.
+fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '"' | '\'' | '\\' => line.push(c),
+            c => line.extend(c.escape_debug()),
+        }
+    }
+    line
 }

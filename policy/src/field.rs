@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::{
     Error,
+    error::quoted,
     yaml::{Node, Value},
 };
 
@@ -34,6 +35,10 @@ impl<'a> Field<'a> {
 
     pub(crate) fn file(&self) -> &'a Path {
         self.file
+    }
+
+    pub(crate) fn line(&self) -> u64 {
+        self.node.line
     }
 
     pub(crate) fn value(&self) -> &'a Value {
@@ -119,7 +124,11 @@ impl<'a> Field<'a> {
         let found = words.iter().find(|(word, _)| *word == text);
         found.map(|(_, meaning)| *meaning).ok_or_else(|| {
             let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
-            self.error(format!("{text:?} is not one of {}", words.join(", ")))
+            self.error(format!(
+                "{} is not one of {}",
+                quoted(text),
+                words.join(", ")
+            ))
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Error, field::Field};
+use crate::{Error, error::quoted, field::Field};
 
 /// What the cluster adds, and what says nothing here.
 const OF_THE_CLUSTER: [&str; 10] = [
@@ -66,7 +66,8 @@ pub(crate) fn resource_name(field: &Field<'_>) -> Result<String, Error> {
     match good {
         true => Ok(name.to_owned()),
         false => Err(field.error(format!(
-            "{name:?} is no name: small letters, digits, - and . are allowed, a letter or digit at both ends"
+            "{} is no name: small letters, digits, - and . are allowed, a letter or digit at both ends",
+            quoted(name)
         ))),
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use crate::{Error, Metadata, field::Field};
+use serde_json::{Map, Value};
+
+use crate::{Error, Metadata, field::Field, metadata::resource_name};
 
 /// A pod.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,7 +18,7 @@ pub struct Pod {
     /// The account it runs as; `default` unless it says another.
     pub service_account: String,
     /// All of its spec.
-    pub spec: serde_json::Value,
+    pub spec: Value,
 }
 
 /// A program in a pod.
@@ -44,19 +46,19 @@ impl Pod {
             return Err(list.error("a pod has at least one"));
         }
         let account = fields.take("serviceAccountName");
-        let account = account.map(|account| account.name()).transpose()?;
+        let account = account.map(|account| resource_name(&account)).transpose()?;
         Ok(Self {
             metadata,
             file: spec.file().to_owned(),
             containers,
-            service_account: account.unwrap_or("default").to_owned(),
+            service_account: account.unwrap_or_else(|| "default".to_owned()),
             spec: spec.value().to_json(),
         })
     }
 
     /// The part of the spec that a restored pod must share with the one that was saved: all but the values of the environment, which a
     /// restored pod does not see anyhow, and where the pod is to run.
-    pub fn distilled_spec(&self) -> serde_json::Value {
+    pub fn distilled_spec(&self) -> Value {
         let mut spec = self.spec.clone();
         if let Some(fields) = spec.as_object_mut() {
             for field in [
@@ -74,12 +76,11 @@ impl Pod {
                 fields.remove(field);
             }
         }
-        let containers = spec["containers"].as_array_mut();
-        for container in containers.into_iter().flatten() {
-            let variables = container["env"].as_array_mut();
-            for variable in variables.into_iter().flatten() {
-                if let Some(variable) = variable.as_object_mut() {
-                    variable.retain(|key, _| key == "name");
+        for list in ["containers", "initContainers"] {
+            let containers = spec.get_mut(list).and_then(Value::as_array_mut);
+            for container in containers.into_iter().flatten() {
+                if let Some(container) = container.as_object_mut() {
+                    distil_environment(container);
                 }
             }
         }
@@ -90,6 +91,22 @@ impl Pod {
     pub fn pinned_snapshot(&self) -> Option<&str> {
         let pinned = self.metadata.annotations.get(crate::PINNED_SNAPSHOT);
         pinned.map(String::as_str)
+    }
+}
+
+/// Leaves the names of variables. An empty environment is none.
+fn distil_environment(container: &mut Map<String, Value>) {
+    let Some(env) = container.get_mut("env") else {
+        return;
+    };
+    let variables = env.as_array_mut();
+    for variable in variables.into_iter().flatten() {
+        if let Some(variable) = variable.as_object_mut() {
+            variable.retain(|key, _| key == "name");
+        }
+    }
+    if env.is_null() || env.as_array().is_some_and(Vec::is_empty) {
+        container.remove("env");
     }
 }
 

@@ -1,14 +1,15 @@
 //! All resources of a file or a directory, and how they refer to one another.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     fs::{self, File},
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use crate::{
     API_GROUP, Error, Metadata, Pod, PodSnapshotManualTrigger, PodSnapshotPolicy,
-    PodSnapshotStorageConfig, field::Field, yaml,
+    PodSnapshotStorageConfig, error::quoted, field::Field, yaml,
 };
 
 /// What files say.
@@ -24,130 +25,52 @@ pub struct Resources {
     pub pods: Vec<Pod>,
 }
 
+/// More files in a directory, or more bytes in all of them, are none of ours.
+const MAX_FILES: usize = 10_000;
+const MAX_TOTAL_LEN: usize = 64 << 20;
+
 impl Resources {
-    /// Reads the files `*.yaml` and `*.yml` of a directory, in the order of their names, or one file.
+    /// Reads the files `*.yaml` and `*.yml` of a directory, in the order of their names, or one file, which may be a pipe.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let cannot = |path: &Path, e: std::io::Error| {
-            Error::of_file(path, format!("it cannot be read: {e}"))
-        };
-        let stat = fs::metadata(path).map_err(|e| cannot(path, e))?;
-        let mut files: Vec<PathBuf> = vec![path.to_owned()];
-        if stat.is_dir() {
-            let entries = fs::read_dir(path).map_err(|e| cannot(path, e))?;
-            let entries = entries.collect::<Result<Vec<_>, _>>();
-            let entries = entries.map_err(|e| cannot(path, e))?;
-            files = entries.iter().map(|entry| entry.path()).collect();
-            files.retain(|file| file.extension().is_some_and(|e| e == "yaml" || e == "yml"));
-            files.sort();
+        let mut reader = Reader::default();
+        if !stat(path)?.is_dir() {
+            reader.read_file(path)?;
+            return Ok(reader.read);
         }
-        let mut all = Self::default();
+        let mut files: Vec<PathBuf> = Vec::new();
+        for entry in fs::read_dir(path).map_err(|e| cannot_be_read(path, &e))? {
+            let file = entry.map_err(|e| cannot_be_read(path, &e))?.path();
+            if file.extension().is_some_and(|e| e == "yaml" || e == "yml") {
+                files.push(file);
+            }
+            if files.len() > MAX_FILES {
+                let problem = format!("there are more than {MAX_FILES} files of YAML in it");
+                return Err(Error::of_file(path, problem));
+            }
+        }
+        files.sort();
         for file in &files {
-            let mut text = String::new();
-            let opened = File::open(file).map_err(|e| cannot(file, e))?;
-            opened
-                .take(yaml::MAX_FILE_LEN as u64 + 1)
-                .read_to_string(&mut text)
-                .map_err(|e| cannot(file, e))?;
-            all.add(Self::parse(file, &text)?)?;
+            // To open a FIFO is to wait for somebody who writes into it.
+            if !stat(file)?.is_file() {
+                return Err(Error::of_file(file, "it is no regular file"));
+            }
+            reader.read_file(file)?;
+            if reader.len > MAX_TOTAL_LEN {
+                return Err(Error::of_file(
+                    path,
+                    "its files of YAML are longer than 64 MiB together",
+                ));
+            }
         }
-        Ok(all)
+        Ok(reader.read)
     }
 
-    /// Reads the text of a file, which may hold several documents. Resources of other kinds are an error.
+    /// Reads the text of a file, which may hold several documents, or lists of resources as `kubectl get` prints them. Resources of other
+    /// kinds are an error, and so is a file without any document.
     pub fn parse(file: &Path, text: &str) -> Result<Self, Error> {
-        let mut all = Self::default();
-        for document in yaml::parse(file, text)? {
-            all.add(Self::document(&Field::root(file, &document))?)?;
-        }
-        Ok(all)
-    }
-
-    fn document(root: &Field<'_>) -> Result<Self, Error> {
-        let mut fields = root.map()?;
-        let version = fields.require("apiVersion")?;
-        let kind = fields.require("kind")?;
-        let metadata = Metadata::read(&fields.require("metadata")?)?;
-        let spec = fields.require("spec")?;
-        // What the cluster says about it.
-        fields.pass_over(&["status"]);
-        fields.end()?;
-        let mut read = Self::default();
-        let ours = ["v1", "v1alpha1"].map(|version| format!("{API_GROUP}/{version}"));
-        let expected = match kind.text()? {
-            "PodSnapshotStorageConfig" => {
-                let config = PodSnapshotStorageConfig::read(metadata, &spec)?;
-                read.storage_configs.push(config);
-                &ours[..]
-            }
-            "PodSnapshotPolicy" => {
-                read.policies
-                    .push(PodSnapshotPolicy::read(metadata, &spec)?);
-                &ours[..]
-            }
-            "PodSnapshotManualTrigger" => {
-                let trigger = PodSnapshotManualTrigger::read(metadata, &spec)?;
-                read.triggers.push(trigger);
-                &ours[..]
-            }
-            "Pod" => {
-                read.pods.push(Pod::read(metadata, &spec)?);
-                &["v1".to_owned()][..]
-            }
-            other => {
-                return Err(kind.error(format!(
-                    "{other:?} is not one of PodSnapshotStorageConfig, PodSnapshotPolicy, PodSnapshotManualTrigger, Pod"
-                )));
-            }
-        };
-        let found = version.text()?;
-        if !expected.iter().any(|version| version == found) {
-            let expected = expected.join(" or ");
-            return Err(version.error(format!("{found:?} is not {expected}")));
-        }
-        Ok(read)
-    }
-
-    /// Takes in what another file says. Two resources of one kind and name are an error.
-    fn add(&mut self, other: Self) -> Result<(), Error> {
-        fn merge<T>(
-            kind: &str,
-            into: &mut Vec<T>,
-            from: Vec<T>,
-            key: impl Fn(&T) -> (String, &Path),
-        ) -> Result<(), Error> {
-            for one in from {
-                let (name, file) = key(&one);
-                if let Some(same) = into.iter().find(|known| key(known).0 == name) {
-                    let (_, first) = key(same);
-                    let problem = format!("the {kind} {name} is in {} already", first.display());
-                    return Err(Error::new(file, 0, "metadata.name", problem));
-                }
-                into.push(one);
-            }
-            Ok(())
-        }
-        // Storage configurations belong to no namespace.
-        merge(
-            "PodSnapshotStorageConfig",
-            &mut self.storage_configs,
-            other.storage_configs,
-            |c| (c.metadata.name.clone(), &c.file),
-        )?;
-        merge(
-            "PodSnapshotPolicy",
-            &mut self.policies,
-            other.policies,
-            |p| (p.metadata.full_name(), &p.file),
-        )?;
-        merge(
-            "PodSnapshotManualTrigger",
-            &mut self.triggers,
-            other.triggers,
-            |t| (t.metadata.full_name(), &t.file),
-        )?;
-        merge("Pod", &mut self.pods, other.pods, |p| {
-            (p.metadata.full_name(), &p.file)
-        })
+        let mut reader = Reader::default();
+        reader.parse(file, text)?;
+        Ok(reader.read)
     }
 
     /// The policy for a pod: of its namespace, with a selector that matches its labels; of several, the first by name.
@@ -171,7 +94,146 @@ impl Resources {
                 "there is no PodSnapshotStorageConfig {:?}",
                 policy.storage_config
             );
-            Error::new(&policy.file, 0, "spec.storageConfigName", problem)
+            Error::new(
+                &policy.file,
+                policy.storage_config_line,
+                "spec.storageConfigName",
+                problem,
+            )
         })
     }
+}
+
+fn stat(path: &Path) -> Result<fs::Metadata, Error> {
+    fs::metadata(path).map_err(|e| cannot_be_read(path, &e))
+}
+
+fn cannot_be_read(path: &Path, e: &io::Error) -> Error {
+    Error::of_file(path, format!("it cannot be read: {e}"))
+}
+
+/// The kinds of resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    PodSnapshotStorageConfig,
+    PodSnapshotPolicy,
+    PodSnapshotManualTrigger,
+    Pod,
+}
+
+const KINDS: [(&str, Kind); 4] = [
+    ("PodSnapshotStorageConfig", Kind::PodSnapshotStorageConfig),
+    ("PodSnapshotPolicy", Kind::PodSnapshotPolicy),
+    ("PodSnapshotManualTrigger", Kind::PodSnapshotManualTrigger),
+    ("Pod", Kind::Pod),
+];
+
+/// Reads one file after another.
+#[derive(Debug, Default)]
+struct Reader {
+    read: Resources,
+    /// Where each name was given first.
+    names: HashMap<(Kind, String), String>,
+    /// Bytes read.
+    len: usize,
+}
+
+impl Reader {
+    fn read_file(&mut self, file: &Path) -> Result<(), Error> {
+        let mut text = String::new();
+        File::open(file)
+            .and_then(|opened| {
+                let mut bounded = opened.take(yaml::MAX_FILE_LEN as u64 + 1);
+                bounded.read_to_string(&mut text)
+            })
+            .map_err(|e| cannot_be_read(file, &e))?;
+        self.len += text.len();
+        self.parse(file, &text)
+    }
+
+    fn parse(&mut self, file: &Path, text: &str) -> Result<(), Error> {
+        for document in yaml::parse(file, text)? {
+            let root = Field::root(file, &document);
+            let mut fields = root.map()?;
+            let version = fields.require("apiVersion")?;
+            let kind = fields.require("kind")?;
+            if kind.text()? != "List" {
+                self.resource(&root)?;
+                continue;
+            }
+            expect_version(&version, &["v1".to_owned()])?;
+            fields.pass_over(&["metadata"]);
+            let items = fields.require("items")?;
+            fields.end()?;
+            for item in items.list()? {
+                self.resource(&item)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn resource(&mut self, root: &Field<'_>) -> Result<(), Error> {
+        let mut fields = root.map()?;
+        let version = fields.require("apiVersion")?;
+        let kind = fields.require("kind")?.one_of(&KINDS)?;
+        let expected = match kind {
+            Kind::Pod => vec!["v1".to_owned()],
+            _ => ["v1", "v1alpha1"]
+                .map(|version| format!("{API_GROUP}/{version}"))
+                .to_vec(),
+        };
+        expect_version(&version, &expected)?;
+        let named = fields.require("metadata")?;
+        let metadata = Metadata::read(&named)?;
+        let spec = fields.require("spec")?;
+        // What the cluster says about it.
+        fields.pass_over(&["status"]);
+        fields.end()?;
+        self.claim(kind, &metadata, &named.map()?.require("name")?)?;
+        let read = &mut self.read;
+        match kind {
+            Kind::PodSnapshotStorageConfig => {
+                let config = PodSnapshotStorageConfig::read(metadata, &spec)?;
+                read.storage_configs.push(config);
+            }
+            Kind::PodSnapshotPolicy => {
+                let policy = PodSnapshotPolicy::read(metadata, &spec)?;
+                read.policies.push(policy);
+            }
+            Kind::PodSnapshotManualTrigger => {
+                let trigger = PodSnapshotManualTrigger::read(metadata, &spec)?;
+                read.triggers.push(trigger);
+            }
+            Kind::Pod => read.pods.push(Pod::read(metadata, &spec)?),
+        }
+        Ok(())
+    }
+
+    /// Two resources of one kind and name are an error.
+    fn claim(&mut self, kind: Kind, metadata: &Metadata, at: &Field<'_>) -> Result<(), Error> {
+        let name = match kind {
+            // They belong to no namespace.
+            Kind::PodSnapshotStorageConfig => metadata.name.clone(),
+            _ => metadata.full_name(),
+        };
+        match self.names.entry((kind, name)) {
+            Entry::Occupied(taken) => {
+                let ((kind, name), first) = (taken.key(), taken.get());
+                Err(at.error(format!("the {kind:?} {name} is in {first} already")))
+            }
+            Entry::Vacant(free) => {
+                free.insert(format!("{}:{}", at.file().display(), at.line()));
+                Ok(())
+            }
+        }
+    }
+}
+
+fn expect_version(version: &Field<'_>, expected: &[String]) -> Result<(), Error> {
+    let found = version.text()?;
+    if expected.iter().any(|version| version == found) {
+        return Ok(());
+    }
+    let expected = expected.join(" or ");
+    Err(version.error(format!("{} is not {expected}", quoted(found))))
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::{Error, field::Field};
+use crate::{Error, error::quoted, field::Field};
 
 /// What a policy says about old snapshots. Nothing said, they stay until somebody deletes them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,7 +34,8 @@ pub(crate) fn read_time(field: &Field<'_>) -> Result<Duration, Error> {
         Some(0) => Err(field.error("every snapshot would be too old at once")),
         Some(seconds) => Ok(Duration::from_secs(seconds)),
         None => Err(field.error(format!(
-            "{text:?} is no time: write a number and one of y, mo, d, h, min, such as 7d"
+            "{} is no time: write a number and one of y, mo, d, h, min, such as 7d",
+            quoted(text)
         ))),
     }
 }

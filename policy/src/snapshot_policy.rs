@@ -44,13 +44,16 @@ pub struct PodSnapshotPolicy {
     pub retention: Retention,
     /// Labels of pods whose values tell groups of snapshots apart.
     pub grouping_labels: Vec<String>,
+    pub(crate) storage_config_line: u64,
 }
 
 impl PodSnapshotPolicy {
     pub(crate) fn read(metadata: Metadata, spec: &Field<'_>) -> Result<Self, Error> {
         let mut fields = spec.map()?;
         let selector = Selector::read(&fields.require("selector")?)?;
-        let storage_config = resource_name(&fields.require("storageConfigName")?)?;
+        let storage_config = fields.require("storageConfigName")?;
+        let storage_config_line = storage_config.line();
+        let storage_config = resource_name(&storage_config)?;
         let (trigger, after) = read_trigger(&fields.require("triggerConfig")?)?;
         let mut retention = Retention::default();
         if let Some(config) = fields.take("retentionConfig") {
@@ -90,6 +93,7 @@ impl PodSnapshotPolicy {
             after,
             retention,
             grouping_labels,
+            storage_config_line,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{Error, Metadata, field::Field};
+use crate::{Error, Metadata, error::quoted, field::Field};
 
 /// Whose right to the bucket is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,7 @@ fn read_bucket(field: &Field<'_>) -> Result<String, Error> {
     let allowed =
         |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
     if bucket.len() > 222 || !bucket.chars().all(allowed) {
-        return Err(field.error(format!("{bucket:?} is no name of a bucket")));
+        return Err(field.error(format!("{} is no name of a bucket", quoted(bucket))));
     }
     Ok(bucket.to_owned())
 }
@@ -79,7 +79,7 @@ fn read_path(field: &Field<'_>) -> Result<String, Error> {
         return Ok(String::new());
     }
     if path.split('/').any(bad) || path.contains(|c: char| c.is_control() || "?#*\\".contains(c)) {
-        return Err(field.error(format!("{path:?} is no path in a bucket")));
+        return Err(field.error(format!("{} is no path in a bucket", quoted(path))));
     }
     Ok(path.to_owned())
 }

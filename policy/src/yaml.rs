@@ -1,14 +1,14 @@
 //! YAML as a tree that remembers its lines. It is bounded: in length, in depth, in what aliases expand to.
 
-use std::{fmt, path::Path};
+use std::{borrow::Cow, fmt, path::Path};
 
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, SeqAccess, Visitor},
 };
-use serde_saphyr::Spanned;
+use serde_saphyr::{MessageFormatter, Spanned, UserMessageFormatter};
 
-use crate::Error;
+use crate::{Error, error::cut};
 
 /// A file that is longer, in bytes, is none of ours.
 pub(crate) const MAX_FILE_LEN: usize = 1 << 20;
@@ -148,7 +148,7 @@ impl<'de> Visitor<'de> for Tree {
     }
 }
 
-/// The documents of a file, empty ones left out.
+/// The documents of a file, empty ones left out. There is at least one: a file without is one that somebody has only begun to write.
 pub(crate) fn parse(file: &Path, text: &str) -> Result<Vec<Node>, Error> {
     if text.len() > MAX_FILE_LEN {
         return Err(Error::of_file(file, "it is longer than 1 MiB"));
@@ -166,15 +166,31 @@ pub(crate) fn parse(file: &Path, text: &str) -> Result<Vec<Node>, Error> {
     let parsed = serde_saphyr::from_multiple_with_options::<Node>(text, options);
     let documents = parsed.map_err(|e| {
         let line = e.location().map_or(0, |location| location.line());
-        Error::new(file, line, "", one_line(&e.without_snippet().to_string()))
+        Error::new(file, line, "", format!("no YAML: {}", cut(&said(&e))))
     })?;
     let is_there = |node: &Node| node.value != Value::Null;
-    Ok(documents.into_iter().filter(is_there).collect())
+    let documents: Vec<Node> = documents.into_iter().filter(is_there).collect();
+    match documents.is_empty() {
+        true => Err(Error::of_file(
+            file,
+            "it holds no document; whoever is writing it should write elsewhere, then rename",
+        )),
+        false => Ok(documents),
+    }
 }
 
-/// What the parser says, without the place, which is said already.
-fn one_line(message: &str) -> String {
-    let line = message.lines().next().unwrap_or_default();
-    let line = line.split(" at line ").next().unwrap_or(line);
-    format!("no YAML: {}", line.trim_start_matches("error: "))
+/// What the parser says, in words for who wrote the file.
+fn said(error: &serde_saphyr::Error) -> Cow<'_, str> {
+    use serde_saphyr::Error;
+    match error {
+        Error::WithSnippet { error, .. } | Error::AliasError { error, .. } => said(error),
+        Error::Budget { .. }
+        | Error::AliasReplayCounterOverflow { .. }
+        | Error::AliasReplayLimitExceeded { .. }
+        | Error::AliasExpansionLimitExceeded { .. }
+        | Error::AliasReplayStackDepthExceeded { .. } => {
+            "it holds too much for one file, nests too deep, or repeats too much by aliases".into()
+        }
+        error => UserMessageFormatter.format_message(error),
+    }
 }

@@ -1,6 +1,8 @@
 //! The YAML of GKE's guide is read verbatim; what makes no sense is an error that says file, line and field.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap, fs, os::unix::fs::symlink, path::Path, process::Command, time::Duration,
+};
 
 use podsnap_policy::{
     AfterCheckpoint, Error, PodSnapshotPolicy, Resources, TokenSource, TriggerType,
@@ -208,6 +210,25 @@ fn of_a_pod_only_what_matters_for_restoring_is_distilled() {
         let other = pod(&POD.replacen(from, to, 1));
         assert_ne!(other.distilled_spec(), first.distilled_spec(), "{to}");
     }
+    // No environment can be said in three ways.
+    let env = &POD[POD.find("    env:").unwrap()..];
+    let none = pod(&POD.replace(env, "")).distilled_spec();
+    assert_ne!(none, first.distilled_spec());
+    for same in ["    env: []\n", "    env:\n"] {
+        assert_eq!(pod(&POD.replace(env, same)).distilled_spec(), none);
+    }
+    // What runs before the containers is treated as they are.
+    let init = "  initContainers:\n  - name: init\n    image: busybox\n";
+    let with_init = |env: &str| pod(&format!("{POD}{init}{env}")).distilled_spec();
+    let fast = with_init("    env: [{name: MODE, value: fast}]\n");
+    assert_eq!(with_init("    env: [{name: MODE, value: slow}]\n"), fast);
+    assert_ne!(with_init("    env: [{name: MODUS, value: fast}]\n"), fast);
+    assert_eq!(with_init("    env: []\n"), with_init(""));
+    let odd = pod(&format!("{POD}  initContainers: [7, {{env: 7}}]\n"));
+    assert_eq!(
+        odd.distilled_spec()["initContainers"],
+        odd.spec["initContainers"]
+    );
 }
 
 #[test]
@@ -346,12 +367,18 @@ fn what_makes_no_sense_is_said_with_file_line_and_field() {
             "  containers:\n  - nom",
             "dir/it.yaml:12: spec.containers[0].name: it is missing",
         ),
+        (
+            POD,
+            "serviceAccountName: pod-snapshot-sa",
+            "serviceAccountName: ../../etc/shadow",
+            "dir/it.yaml:9: spec.serviceAccountName: \"../../etc/shadow\" is no name",
+        ),
         (POLICY, "metadata:", "metadata: [", "dir/it.yaml:"),
         (
             POLICY,
             "kind: PodSnapshotPolicy",
             "kind: PodSnapshotPolicy\nkind: PodSnapshotPolicy",
-            "dir/it.yaml:3",
+            "dir/it.yaml:3: no YAML: duplicate mapping key `kind` is not allowed here",
         ),
     ];
     for (text, from, to, expected) in cases {
@@ -362,6 +389,136 @@ fn what_makes_no_sense_is_said_with_file_line_and_field() {
     }
     let error = parse("just text").unwrap_err().to_string();
     assert_eq!(error, "dir/it.yaml:1: a map is expected, not a text");
+}
+
+/// What errors say of a file, they say in one line, of which no terminal takes harm, however long the file's texts are.
+#[test]
+fn texts_of_files_are_shown_and_not_obeyed() {
+    let long = "x".repeat(500_000);
+    for (text, from, to, expected) in [
+        (
+            POLICY,
+            "      app: my-app",
+            r#"      "a\nb\e[2J": 7"#,
+            r"dir/it.yaml:10: spec.selector.matchLabels.a\nb\u{1b}[2J: a text is expected",
+        ),
+        (
+            POLICY,
+            "spec:",
+            "\"specs\\u202e\": 1\nspec:",
+            r"specs\u{202e}: there is no such field",
+        ),
+        (
+            POLICY,
+            "type: workload",
+            r#"type: "\e]0;x\a""#,
+            r#""\u{1b}]0;x\u{7}" is not one of"#,
+        ),
+        (
+            POLICY,
+            "spec:",
+            "\"\\e[2J\": 1\n\"\\e[2J\": 1\nspec:",
+            r"duplicate mapping key `\u{1b}[2J`",
+        ),
+        (
+            POLICY,
+            "spec:",
+            &format!("? {long}\n: 1\nspec:"),
+            "xxx...: there is no such field",
+        ),
+        (
+            POLICY,
+            "spec:",
+            &format!("? {long}\n: 1\n? {long}\n: 1\nspec:"),
+            "duplicate mapping key `xxx",
+        ),
+        (POLICY, "workload", &long, "xxx...\" is not one of workload"),
+        (POLICY, "team-a", &long, "xxx...\" is no name"),
+        (POLICY, "7d", &long, "xxx...\" is no time"),
+        (
+            POLICY,
+            "podsnapshot.gke.io/v1",
+            &long,
+            "xxx...\" is not podsnapshot.gke.io/v1",
+        ),
+        (
+            STORAGE,
+            "my-bucket",
+            &long,
+            "xxx...\" is no name of a bucket",
+        ),
+        (
+            STORAGE,
+            "my-folder",
+            &format!("{long}?"),
+            "xxx...\" is no path",
+        ),
+    ] {
+        let error = parse(&text.replacen(from, to, 1)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error:.1000}");
+        assert!(!error.contains(char::is_control), "{error:?}");
+        assert!(error.len() < 500, "{error:.1000}");
+    }
+    let error = Resources::parse(Path::new("a\nb.yaml"), "x").unwrap_err();
+    assert!(error.to_string().starts_with("a\\nb.yaml:1: "), "{error}");
+}
+
+/// Somebody has only begun to write such a file. It must not be taken for the wish that there be nothing.
+#[test]
+fn a_file_without_a_document_is_an_error() {
+    for text in ["", "\n", "# a comment\n", "---\n", "---\n...\n# end\n"] {
+        let error = parse(text).unwrap_err().to_string();
+        assert!(
+            error.starts_with("dir/it.yaml: it holds no document"),
+            "{error}"
+        );
+        assert!(error.contains("rename"), "{error}");
+    }
+    let half = &POD[..POD.find("  containers").unwrap()];
+    parse(half).unwrap_err();
+    let empty = tempfile::tempdir().unwrap();
+    assert_eq!(Resources::read(empty.path()).unwrap(), Resources::default());
+}
+
+#[test]
+fn lists_as_kubectl_prints_them_are_read() {
+    let item = |text: &str| format!("- {}\n", text.trim_end().replace('\n', "\n  "));
+    let list = |items: &str| {
+        format!("apiVersion: v1\nitems:\n{items}kind: List\nmetadata:\n  resourceVersion: \"\"\n")
+    };
+    let all = parse(&list(&(item(STORAGE) + &item(POLICY) + &item(POD)))).unwrap();
+    let separate = parse(&[STORAGE, POLICY, POD].join("---\n")).unwrap();
+    assert_eq!(all.storage_configs, separate.storage_configs);
+    assert_eq!(all.pods, separate.pods);
+    assert_eq!(all.policies[0].selector, separate.policies[0].selector);
+    let none = parse(&list("").replace("items:", "items: []")).unwrap();
+    assert_eq!(none, Resources::default());
+    for (text, expected) in [
+        (
+            list(&item(&POLICY.replace("type: workload", "type: cron"))),
+            "dir/it.yaml:14: items[0].spec.triggerConfig.type: \"cron\" is not one of",
+        ),
+        (
+            list(&(item(POLICY) + &item(POLICY))),
+            "dir/it.yaml:26: items[1].metadata.name: the PodSnapshotPolicy team-a/example-pod-snapshot-policy is in dir/it.yaml:6 already",
+        ),
+        (
+            list(&item(&list(&item(POD)))),
+            "items[0].kind: \"List\" is not one of",
+        ),
+        (list(""), "items: it is missing"),
+        (
+            list(&item(POD)) + "next: 1\n",
+            "next: there is no such field",
+        ),
+        (
+            list(&item(POD)).replacen("v1", "v2", 1),
+            "apiVersion: \"v2\" is not v1",
+        ),
+    ] {
+        let error = parse(&text).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]
@@ -386,6 +543,10 @@ fn hostile_yaml_ends_soon() {
         let begin: String = hostile.chars().take(20).collect();
         let error = parse(&hostile).expect_err(&begin).to_string();
         assert!(error.len() < 1000, "{error}");
+        // Such names are for those who wrote the parser, and for those who call it.
+        for inner in ["Options", "breach", " {", "total_replayed"] {
+            assert!(!error.contains(inner), "{error}");
+        }
     }
 }
 
@@ -400,8 +561,8 @@ fn a_directory_is_read_file_by_file_and_names_are_given_once() {
     assert_eq!((all.storage_configs.len(), all.policies.len()), (1, 1));
     write("30-again.yaml", POLICY);
     let error = Resources::read(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("30-again.yaml: metadata.name"), "{error}");
-    assert!(error.contains("20-policy.yml already"), "{error}");
+    assert!(error.contains("30-again.yaml:4: metadata.name"), "{error}");
+    assert!(error.contains("20-policy.yml:4 already"), "{error}");
     let absent = Resources::read(&dir.path().join("absent")).unwrap_err();
     assert!(absent.to_string().contains("absent: it cannot be read"));
     fs::write(dir.path().join("30-again.yaml"), [0xff, 0xfe, 0x00]).unwrap();
@@ -413,6 +574,62 @@ fn a_directory_is_read_file_by_file_and_names_are_given_once() {
     assert!(
         error
             .to_string()
-            .contains("spec.storageConfigName: there is no")
+            .starts_with("dir/it.yaml:7: spec.storageConfigName: there is no"),
+        "{error}"
     );
+}
+
+#[test]
+fn what_is_no_regular_file_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("x.yaml");
+    let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    let error = Resources::read(dir.path()).unwrap_err().to_string();
+    assert!(error.ends_with("x.yaml: it is no regular file"), "{error}");
+    fs::remove_file(&fifo).unwrap();
+    fs::create_dir(&fifo).unwrap();
+    let error = Resources::read(dir.path()).unwrap_err().to_string();
+    assert!(error.ends_with("x.yaml: it is no regular file"), "{error}");
+    fs::remove_dir(&fifo).unwrap();
+    // Config maps are mounted as links.
+    fs::write(dir.path().join("data"), POLICY).unwrap();
+    symlink("data", &fifo).unwrap();
+    assert_eq!(Resources::read(dir.path()).unwrap().policies.len(), 1);
+}
+
+#[test]
+fn a_directory_is_read_with_bounds() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |i: usize| dir.path().join(format!("{i}.yaml"));
+    // As many as there may be, in as few files as they fit.
+    let trigger = |i: usize| {
+        format!(
+            "apiVersion: podsnapshot.gke.io/v1\nkind: PodSnapshotManualTrigger\nmetadata: {{name: t{i}}}\nspec: {{targetPod: p}}\n"
+        )
+    };
+    for i in 0..10 {
+        let triggers: Vec<String> = (0..1000).map(|j| trigger(i * 1000 + j)).collect();
+        fs::write(file(i), triggers.join("---\n")).unwrap();
+    }
+    let all = Resources::read(dir.path()).unwrap();
+    assert_eq!(all.triggers.len(), 10_000);
+    for i in 0..10 {
+        fs::remove_file(file(i)).unwrap();
+    }
+    // 64 files of 1 MiB are read, and not one byte more.
+    for i in 0..64 {
+        let mut text = trigger(i) + "#";
+        text.push_str(&"x".repeat((1 << 20) - text.len()));
+        fs::write(file(i), text).unwrap();
+    }
+    assert_eq!(Resources::read(dir.path()).unwrap().triggers.len(), 64);
+    fs::write(file(64), trigger(64)).unwrap();
+    let error = Resources::read(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("longer than 64 MiB together"), "{error}");
+    for i in 0..10_001 {
+        fs::write(file(i), "").unwrap();
+    }
+    let error = Resources::read(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("more than 10000 files"), "{error}");
 }
