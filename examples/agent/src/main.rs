@@ -180,19 +180,15 @@ impl Agent {
 
     /// Reads the directories. What makes no sense is said once, and nothing changes until it is mended.
     fn look(&mut self) {
-        let read = Resources::read(&self.args.policies).and_then(|policies| {
-            let pods = Resources::read(&self.args.pods)?.pods;
-            Ok(Resources { pods, ..policies })
-        });
-        match read {
+        match read(&self.args) {
             Ok(wanted) => {
                 self.wanted.send_replace(wanted);
                 self.complaint.clear();
             }
-            Err(e) if self.complaint == e.to_string() => {}
-            Err(e) => {
-                self.complaint = e.to_string();
-                eprintln!("agent: {e}; nothing is changed until that is mended");
+            Err(why) if self.complaint == why => {}
+            Err(why) => {
+                eprintln!("agent: {why}; nothing is changed until that is mended");
+                self.complaint = why;
             }
         }
     }
@@ -206,4 +202,22 @@ impl Agent {
             let _ = task.running.await;
         }
     }
+}
+
+/// What both directories say.
+fn read(args: &Args) -> Result<Resources, String> {
+    let policies = Resources::read(&args.policies).map_err(|e| e.to_string())?;
+    let pods = Resources::read(&args.pods).map_err(|e| e.to_string())?;
+    if let Some(pod) = policies.pods.first() {
+        let file = pod.file.display();
+        return Err(format!("{file} has a Pod, which belongs into --pods"));
+    }
+    if !(pods.policies.is_empty() && pods.storage_configs.is_empty() && pods.triggers.is_empty()) {
+        let dir = args.pods.display();
+        return Err(format!(
+            "{dir} has more than Pods, which belongs into --policies"
+        ));
+    }
+    let pods = pods.pods;
+    Ok(Resources { pods, ..policies })
 }
