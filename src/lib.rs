@@ -14,6 +14,7 @@
 //! | [`SectionReader`] | any range of one section, without restoring the rest |
 //! | [`Mount`], [`MemoryServer`](userfault::MemoryServer) | a snapshot as files, or a section as memory, before its bytes are here |
 //! | [`Recording`], [`WorkingSet`] | what a restore touches, recorded, and fetched ahead by the next one |
+//! | [`Catalog`] | which snapshots there are for which pods, which of them a new pod starts from, and which have had their time |
 //! | [`Progress`] | how far an operation is, to be looked at from anywhere while it runs |
 //! | [`Error`], [`ErrorKind`] | what went wrong: a text for people, a kind for programs |
 //!
