@@ -2,14 +2,19 @@
 
 mod support;
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use podsnap::{
-    Catalog, ErrorKind, Requirements, RetentionRules, SaveOptions, SnapshotId, Status, Store,
+    Catalog, ErrorKind, RemoveOptions, Requirements, RetentionPlan, RetentionRules, RetentionStats,
+    SaveOptions, SnapshotId, Status, Store,
     store::{Condition, ReadRange},
 };
 use serde_json::json;
-use support::{blob, id, noise, save};
+use support::{
+    backend::{Call, Fate, Watched},
+    blob, id, noise, save,
+};
+use tokio::sync::watch;
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -77,6 +82,50 @@ impl Scratch {
         let then = now() - hours_ago * HOUR_MS;
         let note = json!({ "unix_ms": then }).to_string();
         self.put(&format!("{snapshot}/used"), &note).await;
+    }
+
+    /// Marks a snapshot to be removed, some hours ago.
+    async fn mark(&self, snapshot: &str, unix_ms: u64) {
+        let manifest = format!("{snapshot}/manifest");
+        let manifest = self.store.backend().head(&manifest).await.unwrap();
+        let manifest = manifest.version.0;
+        let mark = json!({ "manifest": manifest, "reason": "too old", "unix_ms": unix_ms });
+        self.put(&format!("{snapshot}/deleting"), &mark.to_string())
+            .await;
+    }
+
+    /// The same store, in which the test decides what becomes of each call.
+    fn watched(&self, hook: impl Fn(Call, &str) -> Fate + Send + Sync + 'static) -> Catalog {
+        Catalog::new(&Watched::new(self.store.backend().clone(), hook).store())
+    }
+
+    /// Carries a plan out, and something else when it comes to that call.
+    async fn retain_and(
+        &self,
+        plan: &RetentionPlan,
+        at: (Call, &'static str),
+        meanwhile: impl Future<Output = ()>,
+    ) -> podsnap::Result<RetentionStats> {
+        let (open, gate) = watch::channel(false);
+        let (reached, mut is_reached) = watch::channel(false);
+        let catalog = self.watched(move |call, name| {
+            if (call, name) != at {
+                return Fate::Done;
+            }
+            reached.send_replace(true);
+            Fate::Waits(gate.clone())
+        });
+        let meanwhile = async {
+            is_reached.wait_for(|reached| *reached).await.unwrap();
+            meanwhile.await;
+            open.send_replace(true);
+        };
+        tokio::join!(catalog.retain(plan), meanwhile).0
+    }
+
+    async fn newest(&self, group: &str) -> Option<String> {
+        let newest = self.catalog().newest(group).await.unwrap();
+        newest.map(|snapshot| snapshot.id().to_string())
     }
 
     async fn status(&self, snapshot: &str) -> Option<Status> {
@@ -517,4 +566,186 @@ async fn controllers_and_agents_at_once_lose_nothing() {
     assert!(available.contains(&"a11".to_owned()));
     let newest = scratch.catalog().newest("a").await.unwrap().unwrap();
     assert_eq!(newest.id().as_str(), "a11");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_was_judged_is_removed_and_no_other_of_its_name() {
+    let scratch = Scratch::new();
+    let again = || async {
+        scratch.store.remove(&id("a1")).await.unwrap();
+        scratch.save("a1", "a", "p").await;
+    };
+    // Since the plan; since it was found that nobody needs it; just before its manifest goes.
+    for at in [
+        (Call::Head, "a1/manifest"),
+        (Call::List, "a1"),
+        (Call::Delete, "a1/manifest"),
+    ] {
+        for snapshot in ["a1", "a2"] {
+            let _ = scratch.store.remove(&id(snapshot)).await;
+            scratch.save(snapshot, "a", "p").await;
+        }
+        let plan = scratch.catalog().plan_retention(&at_most(1)).await.unwrap();
+        assert_eq!(ids(&plan.remove), ["a1"]);
+        let stats = scratch.retain_and(&plan, at, again()).await.unwrap();
+        assert_eq!(stats.retained.len(), 1, "{at:?}: {stats:?}");
+        assert_eq!(scratch.status("a1").await, Some(Status::Available));
+        assert_eq!(scratch.newest("a").await.as_deref(), Some("a1"));
+        scratch.catalog().begin_restore(&id("a1")).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_took_too_long_is_not_carried_out() {
+    let scratch = Scratch::new();
+    for snapshot in ["a1", "a2"] {
+        scratch.save(snapshot, "a", "p").await;
+    }
+    let plan = scratch.catalog().plan_retention(&at_most(1)).await.unwrap();
+    // Meanwhile somebody else takes it over, finds it pinned and lifts the mark.
+    let meanwhile = async {
+        let backend = scratch.store.backend();
+        backend.delete("a1/deleting", None).await.unwrap();
+        scratch.catalog().begin_restore(&id("a1")).await.unwrap();
+    };
+    let at = (Call::List, "a1");
+    let stats = scratch.retain_and(&plan, at, meanwhile).await.unwrap();
+    assert!(
+        stats.retained[0].reason.contains("called it off"),
+        "{stats:?}"
+    );
+    assert_eq!(scratch.available().await, ["a1", "a2"]);
+    // The newest of its group goes while it sleeps.
+    scratch.used("a1", 5).await;
+    let meanwhile = async {
+        scratch.store.remove(&id("a2")).await.unwrap();
+    };
+    let stats = scratch.retain_and(&plan, at, meanwhile).await.unwrap();
+    assert!(
+        stats.retained[0].reason.contains("is gone since"),
+        "{stats:?}"
+    );
+    assert_eq!(scratch.available().await, ["a1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_with_one_snapshot_is_not_anothers_trouble() {
+    let scratch = Scratch::new();
+    for snapshot in ["a1", "a2", "b1", "b2"] {
+        scratch.save(snapshot, &snapshot[..1], "p").await;
+    }
+    let catalog = scratch.catalog();
+    let plan = catalog.plan_retention(&at_most(1)).await.unwrap();
+    assert_eq!(ids(&plan.remove), ["a1", "b1"]);
+    // Whether it is used cannot be found out: it is marked no more.
+    let failing = scratch.watched(|call, name| match (call, name) {
+        (Call::Read, "a1/used") => Fate::Refused,
+        _ => Fate::Done,
+    });
+    let e = failing.retain(&plan).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Store);
+    assert_eq!(scratch.available().await, ["a1", "a2", "b2"]);
+    // Nothing of a group goes before somebody has looked at its head.
+    scratch.save("b3", "b", "p").await;
+    scratch.put("heads/a", "edited by hand").await;
+    let plan = catalog.plan_retention(&at_most(1)).await.unwrap();
+    let stats = catalog.retain(&plan).await.unwrap();
+    assert_eq!(stats.removed, ["b2"]);
+    let why = &stats.retained[0].reason;
+    assert!(why.contains("heads/a is damaged"), "{why}");
+    assert_eq!(scratch.available().await, ["a1", "a2", "b3"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_of_a_group_is_usable_again_when_nobody_finishes_its_removal() {
+    let scratch = Scratch::new();
+    let catalog = scratch.catalog();
+    scratch.save("a1", "a", "p").await;
+    scratch.save("a2", "a", "p").await;
+    for (unix_ms, then) in [
+        (now() - HOUR_MS, Status::Deleting),
+        (now() - 3 * HOUR_MS, Status::Available),
+        (u64::MAX, Status::Available),
+    ] {
+        scratch.mark("a1", unix_ms).await;
+        let _ = scratch.store.remove(&id("a2")).await;
+        let plan = catalog.plan_retention(&at_most(1)).await.unwrap();
+        assert!(plan.remove.is_empty(), "{plan:?}");
+        catalog.retain(&plan).await.unwrap();
+        assert_eq!(scratch.status("a1").await, Some(then));
+    }
+    assert_eq!(scratch.newest("a").await.as_deref(), Some("a1"));
+    // A removal that died when it had moved the head away, and one that left it where it was.
+    let elsewhere = json!({ "snapshot": "b1", "created_unix_ms": now() }).to_string();
+    scratch.save("b1", "b", "p").await;
+    for head in [None, Some(elsewhere)] {
+        let backend = scratch.store.backend();
+        backend.delete("heads/a", None).await.unwrap();
+        if let Some(head) = head {
+            scratch.put("heads/a", &head).await;
+        }
+        let plan = catalog.plan_retention(&at_most(1)).await.unwrap();
+        catalog.retain(&plan).await.unwrap();
+        assert_eq!(scratch.newest("a").await.as_deref(), Some("a1"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_note_is_found_by_the_next_snapshot_of_the_same_id() {
+    let scratch = Scratch::new();
+    let catalog = scratch.catalog();
+    scratch.save("a1", "a", "p").await;
+    catalog.pin(&id("a1"), "for a while").await.unwrap();
+    catalog.begin_restore(&id("a1")).await.unwrap();
+    let leave = RemoveOptions { leave_packs: true };
+    let stats = scratch.store.remove_with(&id("a1"), &leave).await.unwrap();
+    assert_eq!((stats.objects, stats.kept_objects), (3, 1), "{stats:?}");
+    scratch.save("a1", "a", "p").await;
+    let listed = scratch.store.list().await.unwrap();
+    assert_eq!(
+        (&listed[0].pinned, listed[0].last_used_unix_ms),
+        (&None, None)
+    );
+    // One that is refused as the snapshot goes leaves nothing either.
+    scratch.mark("a1", now()).await;
+    let refused = catalog.pin(&id("a1"), "too late").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    assert_eq!(scratch.get("a1/pinned").await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_that_are_nonsense_hold_nothing() {
+    let scratch = Scratch::new();
+    let catalog = scratch.catalog();
+    scratch.save("a1", "a", "p").await;
+    let head = json!({ "snapshot": "a1", "created_unix_ms": u64::MAX }).to_string();
+    scratch.put("heads/a", &head).await;
+    scratch.save("a2", "a", "p").await;
+    assert_eq!(scratch.newest("a").await.as_deref(), Some("a2"));
+    let used = json!({ "unix_ms": u64::MAX }).to_string();
+    scratch.put("a1/used", &used).await;
+    let forever = RetentionRules {
+        restoring: Duration::MAX,
+        ..at_most(1)
+    };
+    let plan = catalog.plan_retention(&forever).await.unwrap();
+    assert_eq!(ids(&plan.remove), ["a1"]);
+    // A mark that nobody has written yet is nobody's.
+    scratch.mark("a1", u64::MAX).await;
+    assert_eq!(catalog.retain(&plan).await.unwrap().removed, ["a1"]);
+}
+
+/// What was removed is not looked for in the whole store.
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_lists_no_more_than_it_removes() {
+    let scratch = Scratch::new();
+    for n in 0..6 {
+        scratch.save(&format!("a{n}"), "a", "p").await;
+    }
+    let plan = scratch.catalog().plan_retention(&at_most(1)).await.unwrap();
+    let catalog = scratch.watched(|call, name| match (call, name) {
+        (Call::List, "") => Fate::Refused,
+        _ => Fate::Done,
+    });
+    assert_eq!(catalog.retain(&plan).await.unwrap().removed.len(), 5);
 }

@@ -112,12 +112,14 @@ fn what_others_left_in_the_path_is_not_touched() {
     let why = done[0]["done"]["retained"][0]["reason"].as_str().unwrap();
     assert!(why.contains("two/used is damaged"), "{why}");
     assert!(tool.path("store/one/notes").exists());
-    // A head that makes no sense: nothing goes before somebody has looked at it.
+    // A head that makes no sense: nothing of its group goes before somebody has looked at it.
     tool.file("store/two/used", br#"{"unix_ms": 1}"#);
     tool.file("store/heads/web", b"nonsense");
-    let words = ["heads/web is damaged", "delete the object"];
-    let args = ["retain", "--max-per-group", "1"];
-    tool.run(&args).ends_with(5).says(&words);
+    let done = tool.json(&["retain", "--max-per-group", "1"]);
+    let why = done[0]["done"]["retained"][0]["reason"].as_str().unwrap();
+    for words in ["heads/web is damaged", "delete the object"] {
+        assert!(why.contains(words), "{why}");
+    }
     let listed = tool.json(&["ls"]);
     assert_eq!(listed[0]["status"], "available", "{listed}");
     assert_eq!(listed[1]["status"], "available", "{listed}");

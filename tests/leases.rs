@@ -14,7 +14,7 @@ use std::{
 };
 
 use podsnap::{
-    CollectOptions, CollectStats, ErrorKind, Result, SaveOptions, Store,
+    CollectOptions, CollectStats, ErrorKind, RemoveOptions, Result, SaveOptions, Store,
     store::{Backend, Condition, LocalBackend, ReadRange, RemoteBackend},
 };
 use support::{
@@ -45,7 +45,7 @@ struct Holder {
 struct Scratch {
     backend: Arc<dyn Backend>,
     store: Store,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// A store in memory and one in a directory.
@@ -57,7 +57,7 @@ fn stores() -> [Scratch; 2] {
     let scratch = |backend: Arc<dyn Backend>, dir| Scratch {
         store: Store::from_backend("store", backend.clone(), None),
         backend,
-        _dir: dir,
+        dir,
     };
     [
         scratch(Arc::new(in_memory), memory),
@@ -116,6 +116,19 @@ impl Scratch {
             Ok(read) => Some(read.bytes.to_vec()),
             Err(e) if e.kind() == ErrorKind::NotFound => None,
             Err(e) => panic!("{e}"),
+        }
+    }
+
+    /// What puts an object into the place of another, in a directory, in the middle of a call.
+    fn replaces(&self, name: &str, lease: &LeaseRecord) -> impl Fn() + Send + Sync + 'static {
+        let object = self.dir.path().join("store").join(name);
+        let (json, new) = (
+            serde_json::to_vec(lease).unwrap(),
+            object.with_extension("new"),
+        );
+        move || {
+            fs::write(&new, &json).unwrap();
+            fs::rename(&new, &object).unwrap();
         }
     }
 
@@ -649,6 +662,82 @@ async fn what_a_dead_save_left_can_be_removed_and_what_a_living_one_writes_canno
         assert_eq!(scratch.store.remove(&id("s")).await.unwrap().objects, 4);
         let left = ["s/notes", "t/pack-00000000000000aa-0"].map(str::to_owned);
         assert_eq!(scratch.names().await, BTreeSet::from(left));
+    }
+}
+
+/// A lease never outlives its manifest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saver_that_wakes_up_while_its_snapshot_is_removed_keeps_it() {
+    let [_, scratch] = stores();
+    scratch.save("s").await.unwrap();
+    scratch.put_lease("s", &expired()).await;
+    // As soon as the remover has read the lease, its holder renews it.
+    let (wakes_up, calls) = (scratch.replaces("s/lease", &lease()), AtomicUsize::new(0));
+    let store = scratch.watched(move |call, name| {
+        if name == "s/lease" && calls.fetch_add(1, SeqCst) == 1 {
+            assert!(matches!(call, Call::Read | Call::Delete));
+            wakes_up();
+        }
+        Fate::Done
+    });
+    let e = failure(store.remove(&id("s")).await);
+    assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+    assert_sound(&scratch.store, "s").await;
+    assert!(scratch.lease_of("s").await.is_some());
+}
+
+/// Somebody else removes the snapshot, gently, while the remover looks who needs it.
+#[tokio::test(flavor = "multi_thread")]
+async fn packs_that_the_manifest_did_not_name_stay_whoever_removes_it() {
+    for scratch in stores() {
+        scratch.save("s").await.unwrap();
+        // Of one that sleeps between its last check and its commit.
+        scratch.put("s/pack-00000000000000aa-0", "asleep").await;
+        let (hook, open, mut reached) = hold(Call::List, "");
+        let store = scratch.watched(hook);
+        let removing = tokio::spawn(async move { store.remove(&id("s")).await });
+        reached.wait_for(|reached| *reached).await.unwrap();
+        let leave = RemoveOptions { leave_packs: true };
+        scratch.store.remove_with(&id("s"), &leave).await.unwrap();
+        open.send_replace(true);
+        removing.await.unwrap().unwrap();
+        let left = BTreeSet::from(["s/pack-00000000000000aa-0".to_owned()]);
+        assert_eq!(scratch.names().await, left);
+    }
+}
+
+/// The lease was not there yet when its name was passed, the pack was when its was.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_save_writes_that_began_during_the_listing_is_not_left_over() {
+    let [_, scratch] = stores();
+    leave_behind(&scratch).await;
+    let before = scratch.names().await;
+    let (begins, calls) = (scratch.replaces("s/lease", &lease()), AtomicUsize::new(0));
+    let store = scratch.watched(move |call, name| {
+        let looks = call == Call::List || (call, name) == (Call::Head, "s/manifest");
+        // Whether the snapshot is there is asked first; two listings are a look.
+        if looks && calls.fetch_add(1, SeqCst) == 3 {
+            begins();
+        }
+        Fate::Done
+    });
+    let e = failure(store.remove(&id("s")).await);
+    assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+    let mut after = scratch.names().await;
+    assert!(after.remove("s/lease"));
+    assert_eq!(after, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_a_lease_that_is_no_lease_nothing_is_left_over() {
+    for scratch in stores() {
+        leave_behind(&scratch).await;
+        scratch.put("s/lease", "no JSON").await;
+        let before = scratch.names().await;
+        let e = failure(scratch.store.remove(&id("s")).await);
+        assert_eq!(e.kind(), ErrorKind::Damaged, "{e}");
+        assert!(e.to_string().contains("delete the object"), "{e}");
+        assert_eq!(scratch.names().await, before);
     }
 }
 

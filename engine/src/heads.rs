@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Store,
     error::{Error, ErrorKind, Result},
+    host::is_nonsense,
     names,
     store::{Backend, Condition, ReadRange, Version},
 };
@@ -60,6 +61,11 @@ impl Store {
     pub async fn head(&self, group: &str) -> Result<Option<Head>> {
         Ok(read(&**self.backend(), group).await?.map(|(head, _)| head))
     }
+}
+
+/// By which the newest of several snapshots is told, the greatest. Times to come that are nonsense are older than all others: else nothing would ever be newer.
+pub(crate) fn rank(created_unix_ms: u64, now: u64) -> (bool, u64) {
+    (!is_nonsense(created_unix_ms, now), created_unix_ms)
 }
 
 /// Group names obey the rules of snapshot ids.
@@ -119,6 +125,7 @@ pub(crate) async fn advance(
     created_unix_ms: u64,
 ) -> Result<()> {
     let backend = &**store.backend();
+    let now = store.host().now_unix_ms();
     let bytes = encode(&Head {
         snapshot: snapshot.clone(),
         created_unix_ms,
@@ -131,7 +138,9 @@ pub(crate) async fn advance(
             tokio::time::sleep(Duration::from_millis(wait)).await;
         }
         let condition = match read(backend, group).await? {
-            Some((head, _)) if head.created_unix_ms > created_unix_ms => return Ok(()),
+            Some((head, _)) if rank(head.created_unix_ms, now) > rank(created_unix_ms, now) => {
+                return Ok(());
+            }
             Some((_, version)) => Condition::Matches(version),
             None => Condition::Absent,
         };

@@ -8,6 +8,14 @@ use std::{
 
 use crate::lease::Holder;
 
+/// A time that much ahead of this machine's clock is no other clock's, it is nonsense.
+const NONSENSE_MS: u64 = 24 * 3_600_000;
+
+/// Whether a time that was found in a store is too far in the future to be believed.
+pub(crate) fn is_nonsense(unix_ms: u64, now: u64) -> bool {
+    unix_ms > now.saturating_add(NONSENSE_MS)
+}
+
 /// The machine under a store.
 pub(crate) trait Host: fmt::Debug + Send + Sync {
     /// Milliseconds since 1970.
@@ -34,6 +42,10 @@ pub(crate) enum Safeguard {
     SecondPass,
     /// Deletions name the version that is meant.
     Generation,
+    /// Retention looks whether a snapshot is used when it has marked it.
+    UseCheck,
+    /// Retention removes the version that it judged.
+    JudgedVersion,
 }
 
 /// The machine that this process runs on.

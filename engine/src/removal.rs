@@ -4,6 +4,8 @@
 //! (see [`crate::garbage`]), which takes its time, as do packs under the snapshot's name that it does not need itself. Whatever cannot be read, and
 //! whoever may only be asleep, counts as needing them.
 
+use std::collections::HashSet;
+
 use podsnap_format::SnapshotId;
 
 use crate::{
@@ -14,6 +16,7 @@ use crate::{
     heads,
     lease::{self, LeaseRecord},
     names, save,
+    snapshot::Snapshot,
     store::ObjectMeta,
 };
 
@@ -21,7 +24,7 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct RemoveOptions {
     /// Leave the packs to a collector even if nobody needs them, so that restores that are under way can end. Then what an earlier removal left
-    /// is left, too.
+    /// is left, too, and nobody else's packs are looked at.
     pub leave_packs: bool,
 }
 
@@ -83,76 +86,32 @@ impl Store {
         id: &SnapshotId,
         options: &RemoveOptions,
     ) -> Result<RemoveStats> {
-        let backend = &**self.backend();
-        let manifest = match backend.head(&names::object(id, names::MANIFEST)).await {
-            Ok(meta) => meta,
+        let begun = async {
+            let manifest = names::object(id, names::MANIFEST);
+            let manifest = self.backend().head(&manifest).await?;
+            Removal::begin(self, id, manifest, options.leave_packs).await
+        };
+        match begun.await {
+            Ok(removal) => removal.finish().await,
             Err(e) if e.kind() == ErrorKind::NotFound && !options.leave_packs => {
-                return self.remove_leftovers(id).await;
+                self.remove_leftovers(id).await
             }
-            Err(e) if e.kind() == ErrorKind::NotFound => return Err(self.no_such_snapshot(id)),
-            Err(e) => return Err(e),
-        };
-        self.end_save(id).await?;
-        // Who needs its packs is looked for twice, before the manifest goes and after it, as a save that relies on it may begin, and
-        // one that borrows through another snapshot may lose that one, while somebody looks.
-        let before = self.look(id).await?;
-        let group = self.group_of(id).await?;
-        if let Some(group) = &group {
-            self.leave_head(group, id, before.is_some()).await?;
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(self.no_such_snapshot(id)),
+            Err(e) => Err(e),
         }
-        self.delete_exactly(&manifest.name, &manifest.version)
-            .await?;
-        // Once more: another removal may have made this snapshot the head in between.
-        if let Some(group) = &group {
-            self.leave_head(group, id, before.is_some()).await?;
-        }
-        let mut stats = RemoveStats {
-            snapshot: id.to_string(),
-            objects: 1,
-            bytes: manifest.len,
-            kept_objects: 0,
-            kept_bytes: 0,
-            needed_by: Vec::new(),
-        };
-        // Without the right to list, a collector must do the rest.
-        let Some(before) = before else {
-            return Ok(stats);
-        };
-        let mut needed_by = before.users_of(id);
-        // Only what was there before is removed, as what is there now may be of a new save of this id, and only packs that the manifest names,
-        // as the rest may be of a save that is asleep. Leases are gone already; one that is back is not for us.
-        let named = before.manifests.get(id);
-        let (own, others): (Vec<&ObjectMeta>, Vec<_>) = own_objects(&before.objects, id)
-            .filter(|object| object.name != manifest.name && !object.name.ends_with(names::LEASE))
-            .partition(|object| {
-                let is_pack = place_of(object).is_some_and(|(_, part)| part == Part::Pack);
-                !is_pack || named.is_none_or(|named| named.contains(&object.name))
-            });
-        stats.kept(&others);
-        if needed_by.is_empty() && !options.leave_packs {
-            let after = Survey::of(self).await?;
-            needed_by = after.users_of(id);
-            if after.leases.contains_key(id) || after.manifests.contains_key(id) {
-                needed_by.push(format!("perhaps a new save of {id}"));
-            }
-        }
-        if options.leave_packs || !needed_by.is_empty() {
-            stats.kept(&own);
-            stats.needed_by = needed_by;
-            return Ok(stats);
-        }
-        self.remove_all(own.into_iter(), &mut stats).await?;
-        Ok(stats)
     }
 
     /// Removes what is under the name of a snapshot that is not there.
     async fn remove_leftovers(&self, id: &SnapshotId) -> Result<RemoveStats> {
-        let survey = Survey::of(self).await?;
-        if own_objects(&survey.objects, id).next().is_none() {
+        let mut before = Survey::of(self).await?;
+        if own_objects(&before.objects, id).next().is_none() {
             return Err(self.no_such_snapshot(id));
         }
-        if let Some((record, _)) = survey.leases.get(id) {
-            self.refuse_if_live(id, record)?;
+        refuse_if_unreadable(&mut before, id)?;
+        refuse_if_needed(&before, id)?;
+        let lease = before.leases.get(id);
+        if let Some((record, _)) = lease {
+            refuse_if_live(self, id, record)?;
             if !record.is_abandoned() {
                 return Err(Error::new(
                     ErrorKind::Conflict,
@@ -161,48 +120,30 @@ impl Store {
                 .hint("podsnap gc removes what it left in its second pass; saving under the id goes at once"));
             }
         }
-        let users = survey.users_of(id);
-        if !users.is_empty() {
+        let mut stats = RemoveStats::of(id);
+        // The lease first: if its holder comes back, it cannot commit.
+        if let Some((_, version)) = lease {
+            let name = names::object(id, names::LEASE);
+            self.delete_exactly(&name, version).await?;
+        }
+        // What was seen may be of a save that took its lease while the store was listed. Whoever had written any of it by then holds its lease now, has
+        // committed, or has gone; and who borrows from one that committed and went is seen as well.
+        let mut after = Survey::of(self).await?;
+        refuse_if_unreadable(&mut after, id)?;
+        if after.leases.contains_key(id) || after.manifests.contains_key(id) {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                format!(
-                    "{id} is gone, but what is left of it is needed by {}",
-                    users.join(", ")
-                ),
+                format!("somebody saves {id} again, or did just now"),
             )
-            .hint("podsnap gc removes it when nobody needs it any more"));
+            .hint("remove it again if that is what you want"));
         }
-        let mut stats = RemoveStats {
-            snapshot: id.to_string(),
-            objects: 0,
-            bytes: 0,
-            kept_objects: 0,
-            kept_bytes: 0,
-            needed_by: Vec::new(),
-        };
-        // The lease first: if its holder comes back, it cannot commit.
-        let (leases, rest): (Vec<_>, Vec<_>) = own_objects(&survey.objects, id)
+        refuse_if_needed(&after, id)?;
+        let (leases, rest): (Vec<_>, Vec<_>) = own_objects(&before.objects, id)
             .partition(|object| object.name.ends_with(names::LEASE));
         for lease in leases {
-            self.delete_exactly(&lease.name, &lease.version).await?;
-            stats.objects += 1;
-            stats.bytes += lease.len;
+            stats.removed(lease);
         }
-        match self
-            .backend()
-            .head(&names::object(id, names::MANIFEST))
-            .await
-        {
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
-            Ok(_) => {
-                return Err(
-                    Error::new(ErrorKind::Conflict, format!("{id} was saved just now"))
-                        .hint("remove it again if that is what you want"),
-                );
-            }
-        }
-        self.remove_all(rest.into_iter(), &mut stats).await?;
+        self.remove_all(&rest, &mut stats).await?;
         Ok(stats)
     }
 
@@ -213,83 +154,308 @@ impl Store {
         )
     }
 
-    /// An error while somebody writes the snapshot. One who died after the commit leaves a lease, which must not outlive the manifest: who
-    /// takes it over would believe that its packs were never committed, and that nobody can have borrowed them.
-    async fn end_save(&self, id: &SnapshotId) -> Result<()> {
-        // The manifest beside it was read just now.
-        let found = lease::read_where_allowed(&**self.backend(), id).await?;
-        let Some((record, version)) = found else {
-            return Ok(());
-        };
-        self.refuse_if_live(id, &record)?;
-        match save::end_for_the_dead(self, id).await {
-            // Its manifest cannot be read, or went since: then nobody knows what the save was.
-            Err(e) if unreadable(&e) || e.kind() == ErrorKind::NotFound => {
-                let name = names::object(id, names::LEASE);
-                self.delete_exactly(&name, &version).await
-            }
-            ended => ended,
-        }
-    }
-
-    fn refuse_if_live(&self, id: &SnapshotId, record: &LeaseRecord) -> Result<()> {
-        match record.is_live(self.host()) {
-            true => Err(Error::new(
-                ErrorKind::Conflict,
-                format!("{id} is needed by the save of {id} that is under way"),
-            )
-            .hint("remove it when that has ended")),
-            false => Ok(()),
-        }
-    }
-
-    /// Looks at the whole store, unless the caller may not.
-    async fn look(&self, id: &SnapshotId) -> Result<Option<Survey>> {
-        match Survey::of(self).await {
-            Ok(survey) => Ok(Some(survey)),
-            Err(e) if e.kind() == ErrorKind::Forbidden => {
-                tracing::info!(snapshot = %id, error = %e, "its packs stay until somebody collects who may list");
-                Ok(None)
-            }
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Sees to it that the head of the group does not name `id`.
-    async fn leave_head(&self, group: &str, id: &SnapshotId, may_list: bool) -> Result<()> {
-        if may_list {
-            return self.move_head_away(group, id).await;
-        }
-        let head = heads::read(&**self.backend(), group).await?;
-        let Some((_, version)) = head.filter(|(head, _)| head.snapshot == *id) else {
-            return Ok(());
-        };
-        match self.delete_exactly(&names::head(group), &version).await {
-            // A save moved it just now.
-            Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
-            deleted => deleted,
-        }
-    }
-
-    async fn remove_all(
-        &self,
-        objects: impl Iterator<Item = &ObjectMeta>,
-        stats: &mut RemoveStats,
-    ) -> Result<()> {
+    async fn remove_all(&self, objects: &[&ObjectMeta], stats: &mut RemoveStats) -> Result<()> {
         for object in objects {
             match self.delete_exactly(&object.name, &object.version).await {
                 // Somebody has put another one in its place.
                 Err(e) if e.kind() == ErrorKind::Conflict => continue,
                 deleted => deleted?,
             }
-            stats.objects += 1;
-            stats.bytes += object.len;
+            stats.removed(object);
         }
         Ok(())
     }
 }
 
+/// The removal of one version of a snapshot, up to the moment at which it goes: until then it can be called off.
+pub(crate) struct Removal {
+    store: Store,
+    id: SnapshotId,
+    manifest: ObjectMeta,
+    /// Nothing if the manifest cannot be read.
+    snapshot: Option<Snapshot>,
+    leave_packs: bool,
+    /// What lies under the snapshot's name, as far as the caller may look.
+    own: Vec<ObjectMeta>,
+    may_list: bool,
+    /// Who needs its packs, as far as that was looked for.
+    needed_by: Vec<String>,
+    /// Whether its group's head named it.
+    was_head: bool,
+}
+
+impl Removal {
+    /// Gets a snapshot ready to go, in that version of its manifest and no other.
+    pub(crate) async fn begin(
+        store: &Store,
+        id: &SnapshotId,
+        manifest: ObjectMeta,
+        leave_packs: bool,
+    ) -> Result<Self> {
+        let snapshot = match store.snapshot(id).await {
+            Ok(snapshot) if *snapshot.version() == manifest.version => Some(snapshot),
+            Ok(_) => return Err(saved_again(id)),
+            Err(e) if unreadable(&e) => None,
+            Err(e) => return Err(e),
+        };
+        let mut removal = Self {
+            store: store.clone(),
+            id: id.clone(),
+            manifest,
+            snapshot,
+            leave_packs,
+            own: Vec::new(),
+            may_list: true,
+            needed_by: Vec::new(),
+            was_head: false,
+        };
+        removal.end_save().await?;
+        removal.look().await?;
+        removal.was_head = removal.leave_head().await?;
+        Ok(removal)
+    }
+
+    /// Leaves the snapshot where it is.
+    pub(crate) async fn call_off(self) {
+        let Some(group) = self.group().filter(|_| self.was_head && self.may_list) else {
+            return;
+        };
+        if let Err(error) = self.store.settle_head(group, None).await {
+            let snapshot = &self.id;
+            tracing::warn!(%snapshot, %error, "its removal was called off, but it is not the head of its group any more");
+        }
+    }
+
+    /// Removes the snapshot. An error before it is gone leaves it where it is.
+    pub(crate) async fn finish(self) -> Result<RemoveStats> {
+        let (store, id, manifest) = (&self.store, &self.id, &self.manifest);
+        if let Err(e) = store
+            .delete_exactly(&manifest.name, &manifest.version)
+            .await
+        {
+            let e = match e.kind() {
+                ErrorKind::Conflict => saved_again(id),
+                _ => e,
+            };
+            self.call_off().await;
+            return Err(e);
+        }
+        let mut stats = RemoveStats::of(id);
+        stats.removed(manifest);
+        // Once more: another removal may have made this snapshot the head in between.
+        if let Err(error) = self.leave_head().await {
+            tracing::warn!(snapshot = %id, %error, "it is removed, but perhaps still the head of its group until podsnap gc mends that");
+        }
+        // The mark of a removal stays with the packs, to tell what they wait for. No other note may be found by the next snapshot of this id.
+        let deleting = names::object(id, names::DELETING);
+        let (waiting, notes): (Vec<&ObjectMeta>, Vec<_>) = self.own.iter().partition(|object| {
+            object.name == deleting || place_of(object).is_some_and(|(_, part)| part == Part::Pack)
+        });
+        if let Err(error) = store.remove_all(&notes, &mut stats).await {
+            tracing::warn!(snapshot = %id, %error, "it is removed, but notes about it stay until podsnap gc takes them");
+        }
+        if !self.may_list {
+            self.count_packs(&mut stats);
+            return Ok(stats);
+        }
+        // Only what was there before is removed, as what is there now may be of a new save of this id, and only packs that the manifest names,
+        // as the rest may be of a save that is asleep.
+        let named = self.named();
+        let (own, others): (Vec<&ObjectMeta>, Vec<_>) = waiting.into_iter().partition(|object| {
+            named
+                .as_ref()
+                .is_none_or(|named| object.name == deleting || named.contains(&object.name))
+        });
+        stats.kept(&others);
+        stats.needed_by = self.needed_by.clone();
+        // Who needs its packs is looked for twice, before the manifest goes and after it, as a save that relies on it may begin, and
+        // one that borrows through another snapshot may lose that one, while somebody looks.
+        if stats.needed_by.is_empty() && !self.leave_packs {
+            let after = Survey::of(store).await?;
+            stats.needed_by = after.users_of(id);
+            if after.leases.contains_key(id)
+                || after.manifests.contains_key(id)
+                || after.unreadable.contains_key(id)
+            {
+                stats.needed_by.push(format!("perhaps a new save of {id}"));
+            }
+        }
+        match self.leave_packs || !stats.needed_by.is_empty() {
+            true => stats.kept(&own),
+            false => store.remove_all(&own, &mut stats).await?,
+        }
+        Ok(stats)
+    }
+
+    /// Its group; nothing if the manifest says none, or none that could have a head.
+    fn group(&self) -> Option<&str> {
+        let group = self.snapshot.as_ref()?.metadata().group.as_deref();
+        group.filter(|group| heads::check_name(group).is_ok())
+    }
+
+    /// The packs that the manifest names; nothing if it cannot be read.
+    fn named(&self) -> Option<HashSet<String>> {
+        let snapshot = self.snapshot.as_ref()?;
+        let packs = snapshot.directory().packs.iter();
+        Some(packs.map(|pack| snapshot.pack_object(pack)).collect())
+    }
+
+    /// An error while somebody writes the snapshot. One who died after the commit leaves a lease, which must not outlive the manifest: who
+    /// takes it over would believe that its packs were never committed, and that nobody can have borrowed them.
+    async fn end_save(&self) -> Result<()> {
+        let (store, id) = (&self.store, &self.id);
+        // The manifest beside it was read just now.
+        let found = lease::read_where_allowed(&**store.backend(), id).await?;
+        let Some((record, version)) = found else {
+            return Ok(());
+        };
+        refuse_if_live(store, id, &record)?;
+        let name = names::object(id, names::LEASE);
+        let ended = match &self.snapshot {
+            Some(snapshot) => save::end_lease(store, snapshot, &record, &version).await,
+            // Then nobody knows what the save was.
+            None => store.delete_exactly(&name, &version).await,
+        };
+        match ended {
+            // Its holder has woken up.
+            Err(e) if e.kind() == ErrorKind::Conflict => Err(under_way(id)),
+            // The head of its group makes no sense; what its dead left is a collector's.
+            Err(e) if unreadable(&e) => store.delete_exactly(&name, &version).await,
+            ended => ended,
+        }
+    }
+
+    /// Looks for what is under the snapshot's name, and for who needs it unless it stays anyhow. Without the right to list, a collector must do the rest.
+    async fn look(&mut self) -> Result<()> {
+        let (store, id) = (&self.store, &self.id);
+        let looked = match self.leave_packs {
+            true => store.backend().list(id.as_str()).await,
+            false => Survey::of(store).await.map(|survey| {
+                self.needed_by = survey.users_of(id);
+                survey.objects
+            }),
+        };
+        match looked {
+            Ok(objects) => {
+                // Leases are gone already; one that is back is not for us.
+                let lease = names::object(id, names::LEASE);
+                let own = own_objects(&objects, id);
+                let own = own.filter(|o| o.name != self.manifest.name && o.name != lease);
+                self.own = own.cloned().collect();
+            }
+            Err(e) if e.kind() == ErrorKind::Forbidden => {
+                tracing::info!(snapshot = %id, error = %e, "its packs stay until somebody collects who may list");
+                self.may_list = false;
+                for name in [
+                    names::USED,
+                    names::PINNED,
+                    names::FAILED,
+                    names::WORKING_SET,
+                ] {
+                    match store.backend().head(&names::object(id, name)).await {
+                        Ok(meta) => self.own.push(meta),
+                        Err(e) if e.is_absence() => {}
+                        Err(e) => return Err(e),
+                    }
+                }
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the head of the group does not name the snapshot. Returns whether it did.
+    async fn leave_head(&self) -> Result<bool> {
+        let Some(group) = self.group() else {
+            return Ok(false);
+        };
+        if self.may_list {
+            return self.store.move_head_away(group, &self.id).await;
+        }
+        let head = heads::read(&**self.store.backend(), group).await?;
+        let Some((_, version)) = head.filter(|(head, _)| head.snapshot == self.id) else {
+            return Ok(false);
+        };
+        match self
+            .store
+            .delete_exactly(&names::head(group), &version)
+            .await
+        {
+            // A save moved it just now.
+            Err(e) if e.kind() == ErrorKind::Conflict => Ok(false),
+            deleted => deleted.map(|()| true),
+        }
+    }
+
+    /// Counts the packs that stay as the manifest tells of them.
+    fn count_packs(&self, stats: &mut RemoveStats) {
+        let packs = self.snapshot.iter().flat_map(|s| &s.directory().packs);
+        for pack in packs.filter(|pack| pack.snapshot == self.id) {
+            stats.kept_objects += 1;
+            stats.kept_bytes += pack.length;
+        }
+    }
+}
+
+fn refuse_if_live(store: &Store, id: &SnapshotId, record: &LeaseRecord) -> Result<()> {
+    match record.is_live(store.host()) {
+        true => Err(under_way(id)),
+        false => Ok(()),
+    }
+}
+
+/// A lease or a manifest that cannot be read may be of somebody who is alive.
+fn refuse_if_unreadable(survey: &mut Survey, id: &SnapshotId) -> Result<()> {
+    survey.unreadable.remove(id).map_or(Ok(()), Err)
+}
+
+fn refuse_if_needed(survey: &Survey, id: &SnapshotId) -> Result<()> {
+    let users = survey.users_of(id);
+    if users.is_empty() {
+        return Ok(());
+    }
+    let users = users.join(", ");
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!("{id} is gone, but what is left of it is needed by {users}"),
+    )
+    .hint("podsnap gc removes it when nobody needs it any more"))
+}
+
+fn under_way(id: &SnapshotId) -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        format!("{id} is needed by the save of {id} that is under way"),
+    )
+    .hint("remove it when that has ended")
+}
+
+fn saved_again(id: &SnapshotId) -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        format!("{id} was removed and saved again just now"),
+    )
+    .hint("remove it again if that is what you want")
+}
+
 impl RemoveStats {
+    /// Nothing is done yet.
+    fn of(id: &SnapshotId) -> Self {
+        Self {
+            snapshot: id.to_string(),
+            objects: 0,
+            bytes: 0,
+            kept_objects: 0,
+            kept_bytes: 0,
+            needed_by: Vec::new(),
+        }
+    }
+
+    fn removed(&mut self, object: &ObjectMeta) {
+        self.objects += 1;
+        self.bytes += object.len;
+    }
+
     fn kept(&mut self, objects: &[&ObjectMeta]) {
         for object in objects {
             self.kept_objects += 1;

@@ -6,7 +6,7 @@ use podsnap_format::SnapshotId;
 
 use super::{
     Requirements,
-    notes::{self, Deleting, Failed, Pinned, Used},
+    notes::{self, Failed, Pinned, Used},
 };
 use crate::{
     Store,
@@ -18,9 +18,6 @@ use crate::{
 
 /// How exactly it is known when a snapshot was last used. What thousands of pods restore is noted six times an hour.
 pub(super) const USE_RESOLUTION: Duration = Duration::from_secs(600);
-
-/// A time that far in the future is no other clock's, it is nonsense.
-const NONSENSE: Duration = Duration::from_secs(24 * 3600);
 
 /// What who runs pods asks a store: which snapshot a pod is restored from, that it is used, that it stays.
 ///
@@ -130,12 +127,8 @@ impl Catalog {
         let noted = match notes::read::<Used>(backend, id).await {
             Ok(None) => notes::write(backend, id, &used, None).await,
             Ok(Some((last, version))) => {
-                let since = now.checked_sub(last.unix_ms).map(Duration::from_millis);
-                let ahead = Duration::from_millis(last.unix_ms.saturating_sub(now));
                 // Another clock may be ahead of this one: its note protects for longer.
-                if since.is_some_and(|since| since < USE_RESOLUTION)
-                    || since.is_none() && ahead < NONSENSE
-                {
+                if notes::is_within(last.unix_ms, now, USE_RESOLUTION) {
                     return Ok(());
                 }
                 notes::write(backend, id, &used, Some(version)).await
@@ -155,12 +148,10 @@ impl Catalog {
         }
     }
 
-    pub(super) async fn is_deleting(&self, snapshot: &Snapshot) -> Result<bool> {
-        match notes::read::<Deleting>(&**self.store.backend(), snapshot.id()).await {
-            Ok(found) => Ok(found.is_some_and(|(note, _)| note.is_about(snapshot))),
-            Err(e) if unreadable(&e) => Ok(false),
-            Err(e) => Err(e),
-        }
+    async fn is_deleting(&self, snapshot: &Snapshot) -> Result<bool> {
+        self.store
+            .is_marked(snapshot.id(), snapshot.version())
+            .await
     }
 
     /// Keeps a snapshot from retention, for a reason that others will read.
@@ -170,14 +161,17 @@ impl Catalog {
             unix_ms: self.store.host().now_unix_ms(),
         };
         let snapshot = self.store.snapshot(id).await?;
-        notes::replace(&**self.store.backend(), id, &pinned).await?;
-        match self.is_deleting(&snapshot).await? || !snapshot.still_there().await? {
-            true => Err(Error::new(
-                ErrorKind::Conflict,
-                format!("{id} is being removed from {}", self.store.url()),
-            )),
-            false => Ok(()),
+        let backend = &**self.store.backend();
+        let version = notes::replace(backend, id, &pinned).await?;
+        if !self.is_deleting(&snapshot).await? && snapshot.still_there().await? {
+            return Ok(());
         }
+        // Else the next snapshot of that id would be pinned.
+        notes::lift::<Pinned>(backend, id, &version).await;
+        Err(Error::new(
+            ErrorKind::Conflict,
+            format!("{id} is being removed from {}", self.store.url()),
+        ))
     }
 
     /// Gives a snapshot that was kept back to retention.

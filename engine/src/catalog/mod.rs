@@ -15,7 +15,7 @@ mod notes;
 mod retention;
 mod status;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use podsnap_format::SnapshotId;
@@ -25,12 +25,14 @@ pub use group::Requirements;
 pub use retention::{Retained, RetentionPlan, RetentionRules, RetentionStats, Verdict};
 pub use status::{State, Status};
 
+use self::notes::Deleting;
 use crate::{
     Store,
     error::{Error, ErrorKind, Result},
-    garbage::{Part, place_of, unreadable},
+    garbage::{Part, place_of, snapshot_of, unreadable},
     heads, names,
-    store::{Condition, ObjectMeta},
+    snapshot::Snapshot,
+    store::{Condition, ObjectMeta, Version},
 };
 
 /// Manifests read at once.
@@ -74,6 +76,9 @@ pub struct Listed {
     pub stored_bytes: u64,
     /// Other snapshots that hold packs it needs.
     pub borrows_from: Vec<String>,
+    /// The version of its manifest, if that could be read.
+    #[serde(skip)]
+    pub(crate) version: Option<Version>,
 }
 
 impl Store {
@@ -110,8 +115,9 @@ impl Store {
             .try_filter_map(|listed| async move { Ok(listed) })
             .try_collect()
             .await?;
+        let now = self.host().now_unix_ms();
         let rank = |l: &Listed| {
-            let newest_first = std::cmp::Reverse(l.created_unix_ms);
+            let newest_first = std::cmp::Reverse(heads::rank(l.created_unix_ms, now));
             (l.status != Status::Saving, newest_first)
         };
         listed.sort_by(|a, b| {
@@ -119,15 +125,6 @@ impl Store {
             rank(a).cmp(&rank(b)).then_with(by_id)
         });
         Ok(listed)
-    }
-
-    /// The group of a snapshot. A manifest that cannot be read says none; then no head is moved, and a save finds out by itself.
-    pub(crate) async fn group_of(&self, id: &SnapshotId) -> Result<Option<String>> {
-        match self.snapshot(id).await {
-            Ok(snapshot) => Ok(snapshot.metadata().group.clone()),
-            Err(e) if unreadable(&e) || e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
     }
 
     pub(crate) async fn list_objects(&self) -> Result<Vec<ObjectMeta>> {
@@ -139,18 +136,28 @@ impl Store {
         })
     }
 
-    /// If `id` is the head of its group, the newest other snapshot of the group takes its place, or nothing does.
-    pub(crate) async fn move_head_away(&self, group: &str, id: &SnapshotId) -> Result<()> {
+    /// If `id` is the head of its group, the newest other snapshot of the group takes its place, or nothing does. Returns whether it was.
+    pub(crate) async fn move_head_away(&self, group: &str, id: &SnapshotId) -> Result<bool> {
+        let head = heads::read(&**self.backend(), group).await?;
+        if head.is_none_or(|(head, _)| head.snapshot != *id) {
+            return Ok(false);
+        }
+        self.settle_head(group, Some(id)).await.map_err(|e| {
+            e.hint(format!(
+                "the head of {group} could not be moved away from {id}"
+            ))
+        })?;
+        Ok(true)
+    }
+
+    /// Makes the newest snapshot of the group its head, `but` that one. The head is compared again with what is there until nothing has changed: the
+    /// snapshot it was moved to may itself be gone, and a save that ended meanwhile left the head alone if it named a newer one.
+    pub(crate) async fn settle_head(&self, group: &str, but: Option<&SnapshotId>) -> Result<()> {
         let backend = &**self.backend();
-        let mut moved = false;
+        let mut known = BTreeMap::new();
         for _ in 0..MAX_TRIES {
             let head = heads::read(backend, group).await?;
-            if !moved && head.as_ref().is_none_or(|(head, _)| head.snapshot != *id) {
-                return Ok(());
-            }
-            // Once it was moved, it is compared again with what is there now: the snapshot it was moved to may itself be gone, and a
-            // save that ended meanwhile left the head alone if it named a newer one.
-            let next = self.newest_but(group, id).await?;
+            let next = self.newest_of(group, but, &mut known).await?;
             let done = match (head, &next) {
                 (None, None) => return Ok(()),
                 (None, Some(next)) => {
@@ -159,7 +166,8 @@ impl Store {
                 }
                 (Some((head, _)), Some(next)) if head == *next => return Ok(()),
                 (Some((head, _)), _)
-                    if head.snapshot != *id && self.is_newest(&head, &next).await? =>
+                    if Some(&head.snapshot) != but
+                        && self.is_newest(group, &head, &next).await? =>
                 {
                     return Ok(());
                 }
@@ -176,49 +184,114 @@ impl Store {
             match done {
                 // A save, or another removal, moved it just now.
                 Err(e) if matches!(e.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => {}
-                Err(e) => {
-                    return Err(e.hint(format!(
-                        "the head of {group} could not be moved away from {id}"
-                    )));
-                }
-                Ok(()) => {}
+                done => done?,
             }
-            moved = true;
         }
         Err(Error::new(
             ErrorKind::Conflict,
             format!("the head of {group} kept moving"),
         )
-        .hint("remove the snapshot again when fewer others save and remove"))
+        .hint("try again when fewer others save and remove"))
     }
 
-    /// Whether a head that others set is right: its snapshot is there, and as new as any.
-    async fn is_newest(&self, head: &heads::Head, listed: &Option<heads::Head>) -> Result<bool> {
-        let newest = listed
-            .as_ref()
-            .is_none_or(|listed| head.created_unix_ms >= listed.created_unix_ms);
-        let manifest = names::object(&head.snapshot, names::MANIFEST);
-        match self.backend().head(&manifest).await {
-            Ok(_) => Ok(newest),
+    /// Whether a head that others set is right: its snapshot is there, of the group, and as new as any.
+    async fn is_newest(
+        &self,
+        group: &str,
+        head: &heads::Head,
+        listed: &Option<heads::Head>,
+    ) -> Result<bool> {
+        let now = self.host().now_unix_ms();
+        let newest = listed.as_ref().is_none_or(|listed| {
+            heads::rank(head.created_unix_ms, now) >= heads::rank(listed.created_unix_ms, now)
+        });
+        match self.snapshot(&head.snapshot).await {
+            Ok(snapshot) => Ok(newest && snapshot.metadata().group.as_deref() == Some(group)),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) if unreadable(&e) => Ok(newest),
             Err(e) => Err(e),
         }
     }
 
-    /// The newest snapshot of the group other than `id`.
-    async fn newest_but(&self, group: &str, id: &SnapshotId) -> Result<Option<heads::Head>> {
-        let listed = self.list().await?;
-        let of_group = |s: &&Listed| {
-            s.group.as_deref() == Some(group)
-                && s.status == Status::Available
-                && s.snapshot != id.as_str()
-        };
-        Ok(listed.iter().find(of_group).and_then(|s| {
-            Some(heads::Head {
-                snapshot: s.snapshot.parse().ok()?,
-                created_unix_ms: s.created_unix_ms,
+    /// The newest snapshot of the group that can be restored, other than `but`. Every manifest must be read to know its group; those that were `known` are
+    /// not read again.
+    async fn newest_of(
+        &self,
+        group: &str,
+        but: Option<&SnapshotId>,
+        known: &mut BTreeMap<SnapshotId, Known>,
+    ) -> Result<Option<heads::Head>> {
+        let objects = self.list_objects().await?;
+        let mut listed: BTreeMap<SnapshotId, &Version> = BTreeMap::new();
+        let mut marked: BTreeSet<SnapshotId> = BTreeSet::new();
+        for object in &objects {
+            if let Some(id) = snapshot_of(object, names::MANIFEST).filter(|id| Some(id) != but) {
+                listed.insert(id, &object.version);
+            } else if let Some(id) = snapshot_of(object, names::DELETING) {
+                marked.insert(id);
+            }
+        }
+        known.retain(|id, known| listed.get(id).is_some_and(|v| **v == known.version));
+        let unread = listed.into_keys().filter(|id| !known.contains_key(id));
+        let unread: Vec<SnapshotId> = unread.collect();
+        let read: Vec<(SnapshotId, Known)> = stream::iter(unread)
+            .map(|id| async move {
+                match self.snapshot(&id).await {
+                    Ok(snapshot) => Ok(Some((id, Known::of(&snapshot, group)))),
+                    Err(e) if unreadable(&e) || e.kind() == ErrorKind::NotFound => Ok(None),
+                    Err(e) => Err(e),
+                }
             })
-        }))
+            .buffer_unordered(READS_AT_ONCE)
+            .try_filter_map(|read| async move { Ok(read) })
+            .try_collect()
+            .await?;
+        known.extend(read);
+        let now = self.host().now_unix_ms();
+        let mut of_group: Vec<(&SnapshotId, &Known, u64)> = known
+            .iter()
+            .filter_map(|(id, known)| Some((id, known, known.created_unix_ms?)))
+            .collect();
+        of_group
+            .sort_by_key(|(id, _, created)| std::cmp::Reverse((heads::rank(*created, now), *id)));
+        for (id, known, created_unix_ms) in of_group {
+            if marked.contains(id) && self.is_marked(id, &known.version).await? {
+                continue;
+            }
+            let snapshot = id.clone();
+            return Ok(Some(heads::Head {
+                snapshot,
+                created_unix_ms,
+            }));
+        }
+        Ok(None)
+    }
+
+    /// Whether that version of a snapshot is marked to be removed. A mark that makes no sense is none: whoever wants to remove it writes another one first.
+    pub(crate) async fn is_marked(&self, id: &SnapshotId, manifest: &Version) -> Result<bool> {
+        match notes::read::<Deleting>(&**self.backend(), id).await {
+            Ok(found) => Ok(found.is_some_and(|(note, _)| note.manifest == manifest.0)),
+            Err(e) if unreadable(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// What a manifest says about its group.
+struct Known {
+    version: Version,
+    /// When its save began, if it is of the group that was asked for.
+    created_unix_ms: Option<u64>,
+}
+
+impl Known {
+    fn of(snapshot: &Snapshot, group: &str) -> Self {
+        let metadata = snapshot.metadata();
+        let is_of_group = metadata.group.as_deref() == Some(group);
+        Self {
+            version: snapshot.version().clone(),
+            created_unix_ms: is_of_group.then_some(metadata.created_unix_ms),
+        }
     }
 }
 

@@ -3,11 +3,14 @@
 //! They go when the snapshot goes, and a collector takes those without a snapshot. None of them is needed to restore. One that cannot be read
 //! is an error that names it: whoever decides over data then decides as if it said "keep".
 
+use std::time::Duration;
+
 use podsnap_format::SnapshotId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Error, ErrorKind, Result},
+    host::is_nonsense,
     names,
     store::{Backend, Condition, ReadRange, Version},
 };
@@ -125,6 +128,22 @@ pub(crate) async fn remove<N: Note>(backend: &dyn Backend, id: &SnapshotId) -> R
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         deleted => deleted,
     }
+}
+
+/// Takes back a note that was written, unless another one is in its place by now. A note that cannot be taken back is a nuisance and no more.
+pub(crate) async fn lift<N: Note>(backend: &dyn Backend, id: &SnapshotId, written: &Version) {
+    let name = names::object(id, N::NAME);
+    match backend.delete(&name, Some(written)).await {
+        Err(e) if e.kind() == ErrorKind::Conflict => {}
+        Err(error) => tracing::warn!(%name, %error, "the note stays"),
+        Ok(()) => {}
+    }
+}
+
+/// Whether something happened less than that long before `now`, or after it, by another clock.
+pub(crate) fn is_within(unix_ms: u64, now: u64, time: Duration) -> bool {
+    let since = Duration::from_millis(now.saturating_sub(unix_ms));
+    since < time && !is_nonsense(unix_ms, now)
 }
 
 /// A reason, as long as one is kept.

@@ -2,7 +2,8 @@
 //!
 //! Nothing is removed on what somebody believed a while ago. Who removes a snapshot first writes that it is being removed, and looks then
 //! whether it is used or pinned; who restores one first writes that it is used, and looks then whether it is being removed. So one of
-//! the two sees the other. Its packs are left to a collector, for restores that were under way before.
+//! the two sees the other. Only the version that was judged is removed: another snapshot of the same id is another snapshot. Its packs are left to a
+//! collector, for restores that were under way before.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,11 +15,13 @@ use super::{
     notes::{self, Deleting, Pinned, Used},
 };
 use crate::{
-    RemoveOptions,
-    error::{ErrorKind, Result},
+    error::{Error, ErrorKind, Result},
     garbage::unreadable,
+    heads,
+    host::{Safeguard, is_nonsense},
     names,
-    store::Version,
+    removal::Removal,
+    store::{ObjectMeta, Version},
 };
 
 /// Who wrote that it removes a snapshot is given that long to do it, clocks that differ included.
@@ -90,15 +93,21 @@ pub struct Verdict {
     pub group: Option<String>,
     /// The policy it was saved for.
     pub policy: Option<String>,
-    /// Milliseconds since 1970 when it was saved or last used.
+    /// Milliseconds since 1970 when it was saved or last used; 0 if that is not known.
     pub active_unix_ms: u64,
     /// Bytes under its own name.
     pub stored_bytes: u64,
     /// Why it stays, or goes.
     pub reason: String,
-    /// The newest of its group, which must be there while this one goes.
+    /// The version that was judged.
     #[serde(skip)]
-    last_good: Option<SnapshotId>,
+    pub(crate) version: Option<Version>,
+    /// Whether it is marked to be removed.
+    #[serde(skip)]
+    marked: bool,
+    /// The newest of its group, which must be there, in that version, while this one goes.
+    #[serde(skip)]
+    last_good: Option<(SnapshotId, Version)>,
 }
 
 /// What retention will do; [`Catalog::plan_retention`] makes one, [`Catalog::retain`] carries it out.
@@ -111,6 +120,9 @@ pub struct RetentionPlan {
     /// How long a restore may take, as the rules said.
     #[serde(skip)]
     restoring: Duration,
+    /// The newest of each group.
+    #[serde(skip)]
+    newest: BTreeMap<String, SnapshotId>,
 }
 
 /// What became of a snapshot that was to go and stays.
@@ -153,13 +165,18 @@ impl Catalog {
                     groups.entry(group.clone()).or_default().push(listed);
                 }
                 (Status::Available, None) => {
-                    plan.keep.push(verdict(&listed, "it is of no group", None));
+                    plan.keep
+                        .push(verdict(&listed, now, "it is of no group", None));
                 }
                 // Not there yet, not any more, or not to be judged.
                 _ => {}
             }
         }
-        for snapshots in groups.into_values() {
+        for (group, snapshots) in groups {
+            let mut available = snapshots.iter().filter(|s| s.status == Status::Available);
+            if let Some(Ok(newest)) = available.next().map(|newest| newest.snapshot.parse()) {
+                plan.newest.insert(group, newest);
+            }
             judge(&mut plan, rules, now, snapshots);
         }
         // Those that were not used for longest, first.
@@ -168,21 +185,91 @@ impl Catalog {
         Ok(plan)
     }
 
-    /// Carries a plan out. It may be old, and others may carry out theirs at the same time: what is used, pinned or the last of its group by now
-    /// stays.
+    /// Carries a plan out. It may be old, and others may carry out theirs at the same time: what is used, pinned, saved anew or the last of its group by now
+    /// stays. What cannot be read stays as well, and stops nothing else; an error of the store is returned when everything has been tried, and ends it
+    /// when two come one after the other.
     pub async fn retain(&self, plan: &RetentionPlan) -> Result<RetentionStats> {
         let mut stats = RetentionStats::default();
+        let mut failed: Option<Error> = None;
+        for verdict in &plan.keep {
+            if let Err(error) = self.keep_for_good(verdict).await {
+                tracing::warn!(snapshot = verdict.snapshot, %error, "a removal that nobody finishes could not be called off");
+            }
+        }
+        for (group, newest) in &plan.newest {
+            if let Err(error) = self.mend_head(group, newest).await {
+                tracing::warn!(group, %error, "the head of a group could not be mended");
+            }
+        }
+        let mut in_a_row = 0;
         for verdict in &plan.remove {
-            match self.remove_if_unused(verdict, plan.restoring).await? {
-                None => stats.removed.push(verdict.snapshot.clone()),
-                Some(reason) => stats.retained.push(Retained {
-                    snapshot: verdict.snapshot.clone(),
-                    reason,
-                }),
+            let reason = match self.remove_if_unused(verdict, plan.restoring).await {
+                Ok(None) => {
+                    in_a_row = 0;
+                    stats.removed.push(verdict.snapshot.clone());
+                    continue;
+                }
+                Ok(Some(reason)) => {
+                    in_a_row = 0;
+                    reason
+                }
+                Err(e) if unreadable(&e) => e.to_string(),
+                Err(e) => {
+                    in_a_row += 1;
+                    let reason = e.to_string();
+                    failed.get_or_insert(e);
+                    reason
+                }
+            };
+            stats.retained.push(Retained {
+                snapshot: verdict.snapshot.clone(),
+                reason,
+            });
+            if in_a_row == 2 {
+                break;
             }
         }
         crate::metrics::retained(&stats);
-        Ok(stats)
+        failed.map_or(Ok(stats), Err)
+    }
+
+    /// Lifts the mark of a snapshot whose removal somebody began and nobody will finish, and that stays.
+    async fn keep_for_good(&self, verdict: &Verdict) -> Result<()> {
+        let backend = &**self.store.backend();
+        let (true, Ok(id), Some(version)) =
+            (verdict.marked, verdict.snapshot.parse(), &verdict.version)
+        else {
+            return Ok(());
+        };
+        let now = self.store.host().now_unix_ms();
+        match notes::read::<Deleting>(backend, &id).await? {
+            Some((mark, written)) if mark.manifest == version.0 && mark.is_old(now) => {
+                notes::lift::<Deleting>(backend, &id, &written).await;
+            }
+            _ => return Ok(()),
+        }
+        match verdict.group.as_deref() {
+            Some(group) if heads::check_name(group).is_ok() => {
+                self.store.settle_head(group, None).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A removal that died when it had moved the head away, or could not, leaves a group with a head that leads nowhere, or without one.
+    async fn mend_head(&self, group: &str, newest: &SnapshotId) -> Result<()> {
+        match self.store.head(group).await {
+            Ok(Some(head)) if head.snapshot == *newest => return Ok(()),
+            // For people to look at.
+            Err(e) if unreadable(&e) => return Ok(()),
+            head => head?,
+        };
+        match self.newest(group).await {
+            // Saved since.
+            Ok(Some(_)) => Ok(()),
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+            _ => self.store.settle_head(group, None).await,
+        }
     }
 
     /// Removes a snapshot, or says why it stays.
@@ -191,57 +278,91 @@ impl Catalog {
         verdict: &Verdict,
         restoring: Duration,
     ) -> Result<Option<String>> {
-        let store = &self.store;
-        let backend = &**store.backend();
+        let backend = &**self.store.backend();
         let Ok(id) = verdict.snapshot.parse::<SnapshotId>() else {
             return Ok(Some("its id makes no sense".to_owned()));
         };
-        if let Some(last_good) = &verdict.last_good {
-            let manifest = names::object(last_good, names::MANIFEST);
-            match backend.head(&manifest).await {
-                Ok(_) => {}
-                Err(e) if e.kind() == ErrorKind::NotFound => {
-                    let why = format!("{last_good}, the newest of its group, is gone since");
-                    return Ok(Some(why));
-                }
-                Err(e) => return Err(e),
-            }
-        }
+        let removed = || Ok(Some("somebody else has removed it".to_owned()));
         let manifest = match backend.head(&names::object(&id, names::MANIFEST)).await {
             Ok(meta) => meta,
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Ok(Some("somebody else has removed it".to_owned()));
-            }
+            Err(e) if e.kind() == ErrorKind::NotFound => return removed(),
             Err(e) => return Err(e),
         };
-        let marked = match self.mark(&id, &manifest.version, &verdict.reason).await? {
-            Ok(marked) => marked,
+        let judged = verdict.version.as_ref() == Some(&manifest.version);
+        if !judged && !self.store.host().lacks(Safeguard::JudgedVersion) {
+            return Ok(Some("it was removed and saved again since".to_owned()));
+        }
+        let mark = match self.mark(&id, &manifest.version, &verdict.reason).await? {
+            Ok(mark) => mark,
             Err(why) => return Ok(Some(why)),
         };
-        let needed = self.is_needed(&id, restoring).await;
-        if let Some(why) = needed.as_ref().unwrap_or(&None) {
-            let name = names::object(&id, names::DELETING);
-            backend.delete(&name, Some(&marked)).await?;
-            return Ok(Some(why.clone()));
+        let done = self
+            .remove_marked(&id, manifest, &mark, verdict, restoring)
+            .await;
+        if !matches!(done, Ok(None)) {
+            // Nobody shall wait for a removal that came to nothing. If it did not, the snapshot is gone, and the mark tells nobody anything.
+            notes::lift::<Deleting>(backend, &id, &mark).await;
         }
-        needed?;
-        let leave = RemoveOptions { leave_packs: true };
-        match store.remove_with(&id, &leave).await {
-            Ok(_) => Ok(None),
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                Ok(Some("somebody else has removed it".to_owned()))
+        match done {
+            Err(e) if e.kind() == ErrorKind::NotFound => removed(),
+            Err(e) if e.kind() == ErrorKind::Conflict => Ok(Some(e.to_string())),
+            done => done,
+        }
+    }
+
+    async fn remove_marked(
+        &self,
+        id: &SnapshotId,
+        manifest: ObjectMeta,
+        mark: &Version,
+        verdict: &Verdict,
+        restoring: Duration,
+    ) -> Result<Option<String>> {
+        if let Some(why) = self.is_needed(id, restoring).await? {
+            return Ok(Some(why));
+        }
+        if let Some(why) = self.has_changed(id, mark, verdict).await? {
+            return Ok(Some(why));
+        }
+        let removal = Removal::begin(&self.store, id, manifest, true).await?;
+        match self.has_changed(id, mark, verdict).await {
+            Ok(None) => removal.finish().await.map(|_| None),
+            stays => {
+                removal.call_off().await;
+                stays
             }
-            Err(e) => {
-                // Nobody shall wait for a removal that came to nothing. If it did not, the snapshot is gone, and the mark tells nobody anything.
-                let name = names::object(&id, names::DELETING);
-                if let Err(error) = backend.delete(&name, Some(&marked)).await {
-                    tracing::warn!(%error, "the mark of a removal that failed stays");
-                }
-                match e.kind() {
-                    ErrorKind::Conflict => Ok(Some(e.to_string())),
-                    _ => Err(e),
-                }
+        }
+    }
+
+    /// Why a snapshot must stay though nobody uses it. Looked for before the head of its group is touched, and once more just before its manifest goes.
+    async fn has_changed(
+        &self,
+        id: &SnapshotId,
+        mark: &Version,
+        verdict: &Verdict,
+    ) -> Result<Option<String>> {
+        if let Some((last_good, version)) = &verdict.last_good {
+            let newest = format!("{last_good}, the newest of its group,");
+            if !self.is_there(last_good, names::MANIFEST, version).await? {
+                return Ok(Some(format!("{newest} is gone since")));
             }
+            if self.store.is_marked(last_good, version).await? {
+                return Ok(Some(format!("{newest} is being removed")));
+            }
+        }
+        // Who has slept for hours may have lost it to somebody who then found the snapshot needed.
+        let ours = self.is_there(id, names::DELETING, mark).await?;
+        Ok((!ours).then(|| {
+            "its removal took so long that somebody else has called it off, or done it".to_owned()
+        }))
+    }
+
+    async fn is_there(&self, id: &SnapshotId, name: &str, version: &Version) -> Result<bool> {
+        let object = names::object(id, name);
+        match self.store.backend().head(&object).await {
+            Ok(meta) => Ok(meta.version == *version),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
         }
     }
 
@@ -263,9 +384,7 @@ impl Catalog {
         let replaced = match notes::read::<Deleting>(backend, id).await {
             Ok(None) => None,
             Ok(Some((found, version))) => {
-                let theirs = found.manifest == manifest.0;
-                let age = Duration::from_millis(now.saturating_sub(found.unix_ms));
-                if theirs && age < TAKEOVER {
+                if found.manifest == manifest.0 && !found.is_old(now) {
                     return Ok(others());
                 }
                 Some(version)
@@ -287,8 +406,11 @@ impl Catalog {
     async fn is_needed(&self, id: &SnapshotId, restoring: Duration) -> Result<Option<String>> {
         let backend = &**self.store.backend();
         let now = self.store.host().now_unix_ms();
+        if self.store.host().lacks(Safeguard::UseCheck) {
+            return Ok(None);
+        }
         match notes::read::<Used>(backend, id).await {
-            Ok(Some((used, _))) if is_recent(used.unix_ms, now, restoring) => {
+            Ok(Some((used, _))) if may_be_restored(used.unix_ms, now, restoring) => {
                 return Ok(Some("it is being restored, or was just now".to_owned()));
             }
             Ok(_) => {}
@@ -304,10 +426,16 @@ impl Catalog {
     }
 }
 
-/// Whether something happened within that time before `now`, or after it, by another clock.
-fn is_recent(unix_ms: u64, now: u64, within: Duration) -> bool {
-    let since = now.saturating_sub(unix_ms);
-    since < (within + USE_RESOLUTION).as_millis() as u64
+impl Deleting {
+    /// Whether it was written so long ago that nobody is at it any more.
+    fn is_old(&self, now: u64) -> bool {
+        !notes::is_within(self.unix_ms, now, TAKEOVER)
+    }
+}
+
+/// Whether a snapshot that was last used then may still be being restored. Use is not noted more exactly.
+fn may_be_restored(used_unix_ms: u64, now: u64, restoring: Duration) -> bool {
+    notes::is_within(used_unix_ms, now, restoring.saturating_add(USE_RESOLUTION))
 }
 
 /// Decides over the snapshots of one group, which come newest first.
@@ -315,9 +443,10 @@ fn judge(plan: &mut RetentionPlan, rules: &RetentionRules, now: u64, snapshots: 
     let (available, deleting): (Vec<_>, Vec<_>) = snapshots
         .into_iter()
         .partition(|s| s.status == Status::Available);
-    let last_good: Option<SnapshotId> = available
-        .first()
-        .and_then(|newest| newest.snapshot.parse().ok());
+    let last_good = available.first().and_then(|newest| {
+        let id = newest.snapshot.parse().ok()?;
+        Some((id, newest.version.clone()?))
+    });
     for snapshot in &deleting {
         // Whoever began to remove it may have died. If it is alive, it is asked again before anything is done.
         let what = match &snapshot.reason {
@@ -327,68 +456,79 @@ fn judge(plan: &mut RetentionPlan, rules: &RetentionRules, now: u64, snapshots: 
         match last_good.is_some() {
             true => plan
                 .remove
-                .push(verdict(snapshot, &what, last_good.clone())),
+                .push(verdict(snapshot, now, &what, last_good.clone())),
             false => plan
                 .keep
-                .push(verdict(snapshot, "it is the last of its group", None)),
+                .push(verdict(snapshot, now, "it is the last of its group", None)),
         }
     }
     let mut stay = available.len();
     let mut others: Vec<&Listed> = Vec::new();
     for (i, snapshot) in available.iter().enumerate() {
-        let used = snapshot.last_used_unix_ms.unwrap_or(0);
+        let used = snapshot.last_used_unix_ms;
         let why = if i == 0 {
             Some("it is the newest of its group".to_owned())
         } else if let Some(reason) = &snapshot.pinned {
             Some(format!("it is pinned: {reason}"))
-        } else if is_recent(used, now, rules.restoring) {
+        } else if used.is_some_and(|used| may_be_restored(used, now, rules.restoring)) {
             Some("it is being restored, or was a short time ago".to_owned())
         } else {
             None
         };
         match why {
-            Some(why) => plan.keep.push(verdict(snapshot, &why, None)),
+            Some(why) => plan.keep.push(verdict(snapshot, now, &why, None)),
             None => others.push(snapshot),
         }
     }
-    others.sort_by_key(|snapshot| active(snapshot));
+    others.sort_by_key(|snapshot| (active(snapshot, now), snapshot.created_unix_ms));
     for snapshot in others {
-        let unused_for = now.saturating_sub(active(snapshot));
-        let is_old = |limit: Duration| u128::from(unused_for) >= limit.as_millis();
-        let too_old = rules.unused_for.filter(|limit| is_old(*limit));
+        let unused_for =
+            active(snapshot, now).map(|active| Duration::from_millis(now.saturating_sub(active)));
+        let too_old = unused_for
+            .zip(rules.unused_for)
+            .filter(|(unused, limit)| unused >= limit);
         let too_many = rules.max_per_group.filter(|max| stay > *max as usize);
         let why = match (too_old, too_many) {
-            (Some(limit), _) => format!(
+            (Some((unused_for, limit)), _) => format!(
                 "it was not used for {}, longer than {}",
-                time(Duration::from_millis(unused_for)),
+                time(unused_for),
                 time(limit)
             ),
             (None, Some(max)) => format!("its group has {stay}, more than {max}"),
             (None, None) => {
                 plan.keep
-                    .push(verdict(snapshot, "nothing says otherwise", None));
+                    .push(verdict(snapshot, now, "nothing says otherwise", None));
                 continue;
             }
         };
         stay -= 1;
-        plan.remove.push(verdict(snapshot, &why, last_good.clone()));
+        plan.remove
+            .push(verdict(snapshot, now, &why, last_good.clone()));
     }
 }
 
-/// When a snapshot was last of use to anybody.
-fn active(snapshot: &Listed) -> u64 {
-    let used = snapshot.last_used_unix_ms.unwrap_or(0);
-    snapshot.created_unix_ms.max(used)
+/// When a snapshot was last of use to anybody, if that can be told: of a time that is nonsense nothing follows.
+fn active(snapshot: &Listed, now: u64) -> Option<u64> {
+    let times = [Some(snapshot.created_unix_ms), snapshot.last_used_unix_ms];
+    let times = times.into_iter().flatten();
+    times.filter(|time| !is_nonsense(*time, now)).max()
 }
 
-fn verdict(snapshot: &Listed, reason: &str, last_good: Option<SnapshotId>) -> Verdict {
+fn verdict(
+    snapshot: &Listed,
+    now: u64,
+    reason: &str,
+    last_good: Option<(SnapshotId, Version)>,
+) -> Verdict {
     Verdict {
         snapshot: snapshot.snapshot.clone(),
         group: snapshot.group.clone(),
         policy: snapshot.policy.clone(),
-        active_unix_ms: active(snapshot),
+        active_unix_ms: active(snapshot, now).unwrap_or(0),
         stored_bytes: snapshot.stored_bytes,
         reason: reason.to_owned(),
+        version: snapshot.version.clone(),
+        marked: snapshot.status == Status::Deleting,
         last_good,
     }
 }

@@ -134,6 +134,7 @@ impl Store {
             raw_bytes: 0,
             stored_bytes: parts.bytes,
             borrows_from: Vec::new(),
+            version: None,
         };
         let opened = match parts.manifest {
             true => self.snapshot(id).await,
@@ -226,6 +227,7 @@ impl Listed {
         borrows_from.sort();
         borrows_from.dedup();
         self.borrows_from = borrows_from;
+        self.version = Some(snapshot.version().clone());
         self.created_unix_ms = metadata.created_unix_ms;
         self.group = metadata.group.clone();
         self.labels = metadata.labels.clone();

@@ -12,7 +12,7 @@ mod survey;
 
 use std::time::Duration;
 
-pub(crate) use survey::{Part, Survey, place_of, unreadable};
+pub(crate) use survey::{Part, Survey, place_of, snapshot_of, unreadable};
 
 use crate::store::{ObjectMeta, Version};
 use podsnap_format::SnapshotId;

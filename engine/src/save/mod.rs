@@ -48,7 +48,7 @@ use crate::{
     chunking::{self, Chunker, ChunkingParams},
     error::{Error, ErrorKind, Result},
     heads,
-    lease::{self, Lease},
+    lease::{self, Lease, LeaseRecord},
     metadata::Metadata,
     names,
     progress::Progress,
@@ -687,15 +687,25 @@ async fn refuse_existing(store: &Store, snapshot: &SnapshotId) -> Result<()> {
 
 /// A save killed between its commit and its end leaves its lease, and perhaps its group's head where it was: ends it.
 pub(crate) async fn end_for_the_dead(store: &Store, snapshot: &SnapshotId) -> Result<()> {
-    let backend = &**store.backend();
     // Its manifest was read just now, or listed.
-    let Some((record, version)) = lease::read_where_allowed(backend, snapshot)
-        .await?
-        .filter(|(record, _)| !record.is_live(store.host()))
-    else {
-        return Ok(());
-    };
-    let committed = Snapshot::open(store, snapshot).await?;
+    let found = lease::read_where_allowed(&**store.backend(), snapshot).await?;
+    match found {
+        Some((record, version)) if !record.is_live(store.host()) => {
+            let committed = Snapshot::open(store, snapshot).await?;
+            end_lease(store, &committed, &record, &version).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ends a lease that was found beside a committed snapshot, and not live. A conflict if its holder has come back since.
+pub(crate) async fn end_lease(
+    store: &Store,
+    committed: &Snapshot,
+    record: &LeaseRecord,
+    version: &Version,
+) -> Result<()> {
+    let (backend, snapshot) = (&**store.backend(), committed.id());
     if let Some(group) = &committed.metadata().group {
         heads::advance(store, group, snapshot, committed.metadata().created_unix_ms).await?;
     }
@@ -711,6 +721,6 @@ pub(crate) async fn end_for_the_dead(store: &Store, snapshot: &SnapshotId) -> Re
         }
     }
     backend
-        .delete(&names::object(snapshot, names::LEASE), Some(&version))
+        .delete(&names::object(snapshot, names::LEASE), Some(version))
         .await
 }

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::chance::Chance;
 use crate::{
     error::{Error, ErrorKind, Result},
+    metadata::Metadata,
     names,
     store::{
         Backend, Condition, ObjectMeta, ObjectWriter, ReadBytes, ReadRange, Version, not_found,
@@ -44,9 +45,41 @@ struct Objects {
     changed_by: BTreeMap<String, BTreeSet<String>>,
     /// Writes of each object that came too late, as another had been there.
     lost_swaps: BTreeMap<String, u64>,
+    /// Who wrote each version of a manifest, and of which group it is.
+    manifests: HashMap<u64, (String, Option<String>)>,
+    /// When each group last lost a snapshot to somebody who did not ask which is the newest.
+    lost: HashMap<String, Instant>,
     /// What must not happen, and did.
     wrong: Vec<String>,
 }
+
+impl Objects {
+    /// Manifests of that group.
+    fn of_group(&self, group: &str) -> impl Iterator<Item = &String> {
+        self.needs.keys().filter(move |name| {
+            let (_, of) = &self.manifests[&self.by_name[*name].version];
+            of.as_deref() == Some(group)
+        })
+    }
+
+    /// A snapshot of that group was removed.
+    fn lose(&mut self, who: &str, name: &str, group: &str) {
+        let now = Instant::now();
+        if !who.starts_with(RETAINER) {
+            self.lost.insert(group.to_owned(), now);
+            return;
+        }
+        // Between its last look and the arrival of what it decided, somebody else may remove the newest.
+        let excused = |at: &Instant| now - *at < Duration::from_secs(2 * 3600);
+        if self.of_group(group).next().is_none() && !self.lost.get(group).is_some_and(excused) {
+            let wrong = format!("{who} deletes {name}, the last of {group}");
+            self.wrong.push(wrong);
+        }
+    }
+}
+
+/// So are those called who remove what has had its time.
+pub(super) const RETAINER: &str = "retainer";
 
 /// The bucket.
 #[derive(Debug)]
@@ -93,6 +126,34 @@ impl Bucket {
             .filter_map(|pack| Some(pack.split_once('/')?.0.to_owned()))
             .chain([id.to_string()])
             .collect()
+    }
+
+    /// Who wrote that version of a manifest.
+    pub(super) fn saver_of(&self, manifest: &Version) -> Option<String> {
+        let objects = self.objects.lock().unwrap();
+        let (who, _) = objects.manifests.get(&manifest.0.parse().ok()?)?;
+        Some(who.clone())
+    }
+
+    /// Who wrote the manifest that a snapshot has now.
+    pub(super) fn saver_of_snapshot(&self, id: &SnapshotId) -> Option<String> {
+        let manifest = self.get(&names::object(id, names::MANIFEST)).ok()?;
+        self.saver_of(&Version(manifest.version.to_string()))
+    }
+
+    /// Who wrote the manifests that are there.
+    pub(super) fn savers(&self) -> BTreeSet<String> {
+        let objects = self.objects.lock().unwrap();
+        let manifests = objects.needs.keys().map(|name| &objects.by_name[name]);
+        manifests
+            .map(|object| objects.manifests[&object.version].0.clone())
+            .collect()
+    }
+
+    /// Whether there is a snapshot of that group.
+    pub(super) fn has_group(&self, group: &str) -> bool {
+        let objects = self.objects.lock().unwrap();
+        objects.of_group(group).next().is_some()
     }
 
     /// Packs that manifests need.
@@ -146,7 +207,11 @@ impl Bucket {
         objects.versions += 1;
         let version = objects.versions;
         if name.ends_with("/manifest") {
-            objects.needs.insert(name.to_owned(), needs(&bytes));
+            let directory = directory(&bytes);
+            objects.needs.insert(name.to_owned(), needs(&directory));
+            let metadata: Metadata = serde_json::from_str(&directory.metadata).expect("metadata");
+            let saved = (who.to_owned(), metadata.group);
+            objects.manifests.insert(version, saved);
         }
         let text = match bytes.len() {
             0..400 => String::from_utf8_lossy(&bytes).split_whitespace().collect(),
@@ -173,8 +238,12 @@ impl Bucket {
         if version.is_some_and(|version| found.version.to_string() != version.0) {
             return Err(precondition(name));
         }
+        let version = found.version;
         objects.by_name.remove(name);
         objects.needs.remove(name);
+        if let Some((_, Some(group))) = objects.manifests.get(&version).cloned() {
+            objects.lose(who, name, &group);
+        }
         self.note(&mut objects, who, name, format!("delete {name}"));
         let users: Vec<String> = objects
             .needs
@@ -199,7 +268,13 @@ impl Bucket {
     }
 
     /// The next names of a listing that goes forwards or backwards.
-    fn page(&self, after: Option<&str>, backwards: bool, len: usize) -> Vec<ObjectMeta> {
+    fn page(
+        &self,
+        below: &str,
+        after: Option<&str>,
+        backwards: bool,
+        len: usize,
+    ) -> Vec<ObjectMeta> {
         use std::ops::Bound::{Excluded, Unbounded};
         let objects = self.objects.lock().unwrap();
         let meta =
@@ -209,6 +284,7 @@ impl Bucket {
             false => objects
                 .by_name
                 .range::<str, _>((bound, Unbounded))
+                .filter(|(name, _)| name.starts_with(below))
                 .take(len)
                 .map(meta)
                 .collect(),
@@ -216,6 +292,7 @@ impl Bucket {
                 .by_name
                 .range::<str, _>((Unbounded, bound))
                 .rev()
+                .filter(|(name, _)| name.starts_with(below))
                 .take(len)
                 .map(meta)
                 .collect(),
@@ -231,12 +308,15 @@ fn meta(name: &str, len: usize, version: u64) -> ObjectMeta {
     }
 }
 
-/// The packs that a manifest names.
-fn needs(manifest: &[u8]) -> HashSet<String> {
+fn directory(manifest: &[u8]) -> Directory {
     let footer = Footer::parse(&manifest[manifest.len() - FOOTER_LEN..]).expect("a footer");
     let end = footer.trailer_offset + footer.trailer_len;
     let trailer = &manifest[footer.trailer_offset as usize..end as usize];
-    let directory = Directory::parse(&footer, trailer).expect("a directory");
+    Directory::parse(&footer, trailer).expect("a directory")
+}
+
+/// The packs that a manifest names.
+fn needs(directory: &Directory) -> HashSet<String> {
     let packs = directory.packs.iter();
     packs
         .map(|pack| names::object(&pack.snapshot, &pack.name))
@@ -473,15 +553,21 @@ impl Backend for Link {
         self.send("delete", name, true, Box::new(arrival)).await
     }
 
-    async fn list(&self, _: &str) -> Result<Vec<ObjectMeta>> {
+    async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
+        let below = match prefix {
+            "" => String::new(),
+            some => format!("{some}/"),
+        };
         let slow = self.weather.faults && self.chance.one_in("a slow listing", 10);
         let longest = Duration::from_millis(if slow { 120_000 } else { 50 });
         let mut found: Vec<ObjectMeta> = Vec::new();
         loop {
             let after = found.last().map(|meta| meta.name.clone());
             let backwards = self.weather.backwards;
-            let arrival =
-                move |bucket: &Bucket, _: &str| Ok(bucket.page(after.as_deref(), backwards, 3));
+            let below = below.clone();
+            let arrival = move |bucket: &Bucket, _: &str| {
+                Ok(bucket.page(&below, after.as_deref(), backwards, 3))
+            };
             let page = self.send("list", "", false, Box::new(arrival)).await?;
             if page.is_empty() {
                 return Ok(found);

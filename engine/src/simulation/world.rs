@@ -15,7 +15,8 @@ use super::{
     chance::Chance,
 };
 use crate::{
-    CollectOptions, Input, NewSection, RemoveOptions, SaveOptions, Snapshot, Store, chunking,
+    Catalog, CollectOptions, Input, NewSection, RemoveOptions, SaveOptions, Snapshot, Store,
+    chunking,
     error::{Error, ErrorKind, Result},
     host::{Host, Safeguard},
     lazy,
@@ -66,27 +67,39 @@ impl Host for Clock {
 
 /// A snapshot that a saver was told is committed.
 #[derive(Debug, Clone)]
-struct Committed {
-    id: SnapshotId,
+pub(super) struct Committed {
+    pub(super) id: SnapshotId,
+    /// Who wrote it: of all that ever had this id, this one.
+    pub(super) saver: String,
     /// Seeds of its pages.
     pages: Vec<u64>,
     digest: String,
     borrows_from: BTreeSet<String>,
     /// Whether somebody wanted it gone.
-    unwanted: bool,
+    pub(super) unwanted: bool,
 }
 
 #[derive(Debug, Default)]
-struct Told {
-    committed: Vec<Committed>,
+pub(super) struct Told {
+    pub(super) committed: Vec<Committed>,
+    /// Savers that were told that they have committed.
+    pub(super) savers: BTreeSet<String>,
+    /// Savers of snapshots that were removed by their name.
+    pub(super) removed_by_name: BTreeSet<String>,
+    /// Savers of snapshots that have had their time.
+    pub(super) retired: BTreeSet<String>,
+    /// Savers of snapshots that are pinned.
+    pub(super) pinned: BTreeSet<String>,
     /// Removals that are under way, by name.
     removing: BTreeMap<String, u32>,
     /// When removals of each name last ended.
     removed: BTreeMap<String, Instant>,
     /// Snapshots whose packs were wanted gone at once.
     at_once: BTreeSet<String>,
-    wrong: Vec<String>,
+    pub(super) wrong: Vec<String>,
     /// What happened, for the count.
+    pub(super) granted: u64,
+    pub(super) pins: u64,
     saves: u64,
     failed_saves: u64,
     restores: u64,
@@ -94,13 +107,22 @@ struct Told {
     crashes: u64,
 }
 
+impl Told {
+    fn remove_by_name(&mut self, id: &SnapshotId) {
+        for one in self.committed.iter_mut().filter(|c| c.id == *id) {
+            one.unwanted = true;
+            self.removed_by_name.insert(one.saver.clone());
+        }
+    }
+}
+
 pub(super) struct World {
     setting: Setting,
     weather: Weather,
-    chance: Arc<Chance>,
-    bucket: Arc<Bucket>,
+    pub(super) chance: Arc<Chance>,
+    pub(super) bucket: Arc<Bucket>,
     begun: Instant,
-    told: Mutex<Told>,
+    pub(super) told: Mutex<Told>,
     /// Whether removers leave packs to collectors.
     gentle: bool,
 }
@@ -115,6 +137,9 @@ pub(super) struct Outcome {
     pub(super) removals: u64,
     pub(super) failed_saves: u64,
     pub(super) crashes: u64,
+    pub(super) granted: u64,
+    pub(super) retired: u64,
+    pub(super) pinned: u64,
 }
 
 /// All machines compute on one thread, one thing after another.
@@ -204,7 +229,7 @@ impl Machine {
 }
 
 impl World {
-    fn store(&self, link: &Link) -> Store {
+    pub(super) fn store(&self, link: &Link) -> Store {
         let machine = Machine {
             begun: self.begun,
             chance: self.chance.clone(),
@@ -213,7 +238,7 @@ impl World {
         machine.store(link)
     }
 
-    fn link(&self, who: &str) -> Link {
+    pub(super) fn link(&self, who: &str) -> Link {
         Link::new(&self.bucket, who, &self.chance, self.weather)
     }
 
@@ -226,14 +251,17 @@ impl World {
             playing.push(tokio::spawn(self.clone().collector(number)));
             playing.push(tokio::spawn(self.clone().remover(number)));
             playing.push(tokio::spawn(self.clone().restorer(number)));
+            playing.push(tokio::spawn(self.clone().retainer(number)));
+            playing.push(tokio::spawn(self.clone().agent(number)));
         }
+        playing.push(tokio::spawn(self.clone().pinner()));
         for player in playing {
             player.await.unwrap();
         }
     }
 
     /// Lets a machine work until it is done, or dies.
-    async fn on(&self, link: &Link, work: impl Future<Output = ()>) {
+    pub(super) async fn on(&self, link: &Link, work: impl Future<Output = ()>) {
         let about = format!("{} dies", link.who);
         let dies = self.chance.one_in(&about, 5);
         let when = self.chance.time(&about, Duration::from_secs(10));
@@ -280,20 +308,36 @@ impl World {
         let begun = Instant::now();
         let work = async {
             match save(&store, id, &pages, options).await {
-                Ok(digest) => self.was_saved(id, pages.clone(), digest, begun),
+                Ok(digest) => self.was_saved(who, id, pages.clone(), digest, begun),
                 Err(_) => self.told.lock().unwrap().failed_saves += 1,
             }
         };
         self.on(&link, work).await;
     }
 
-    fn was_saved(&self, id: &SnapshotId, pages: Vec<u64>, digest: String, begun: Instant) {
+    fn was_saved(
+        &self,
+        who: &str,
+        id: &SnapshotId,
+        pages: Vec<u64>,
+        digest: String,
+        begun: Instant,
+    ) {
         let borrows_from = self.bucket.owners_of_packs(id);
         let mut told = self.told.lock().unwrap();
         told.saves += 1;
         // It may have been removed by its name before its saver was told.
-        let unwanted = told.removing.contains_key(id.as_str())
+        let removed = told.removing.contains_key(id.as_str())
             || told.removed.get(id.as_str()).is_some_and(|at| *at >= begun);
+        let unwanted = removed || told.retired.contains(who);
+        told.savers.insert(who.to_owned());
+        if removed {
+            told.removed_by_name.insert(who.to_owned());
+        }
+        // One that is told so late that it has gone, and another has come, is not the last of its id.
+        if unwanted && self.bucket.saver_of_snapshot(id).as_deref() != Some(who) {
+            return;
+        }
         for older in &mut told.committed {
             // One that could be saved over was gone.
             if older.id == *id && !older.unwanted {
@@ -305,6 +349,7 @@ impl World {
         told.committed.retain(|older| older.id != *id);
         told.committed.push(Committed {
             id: id.clone(),
+            saver: who.to_owned(),
             pages,
             digest,
             borrows_from,
@@ -350,9 +395,7 @@ impl World {
             if !options.leave_packs {
                 told.at_once.insert(id.to_string());
             }
-            for one in told.committed.iter_mut().filter(|c| c.id == *id) {
-                one.unwanted = true;
-            }
+            told.remove_by_name(id);
         }
         let work = async {
             let _ = store.remove_with(id, &options).await;
@@ -360,9 +403,7 @@ impl World {
         self.on(&link, work).await;
         let mut told = self.told.lock().unwrap();
         // Anything of that name that came while it was being removed is fair game as well; what comes later is not.
-        for one in told.committed.iter_mut().filter(|c| c.id == *id) {
-            one.unwanted = true;
-        }
+        told.remove_by_name(id);
         told.removed.insert(id.to_string(), Instant::now());
         let left = told.removing.get_mut(id.as_str()).unwrap();
         *left -= 1;
@@ -434,14 +475,31 @@ impl World {
         }
     }
 
+    /// What nobody needs.
+    fn garbage(&self) -> Vec<String> {
+        let (needed, names) = (self.bucket.needed(), self.bucket.names());
+        let is_needed = |name: &String| match name.split_once('/') {
+            Some(("heads", _) | (_, "manifest")) => true,
+            Some((id, _)) if is_note(name) => names.contains(&format!("{id}/manifest")),
+            _ => needed.contains(name),
+        };
+        let mut garbage = names.clone();
+        garbage.retain(|name| !is_needed(name));
+        garbage
+    }
+
     /// Lets the dust settle, collects what is left, and looks at what is there.
     async fn judge(&self) -> Outcome {
         sleep(Duration::from_secs(24 * 3600)).await;
         let link = Link::new(&self.bucket, "judge", &self.chance, Weather::calm());
         let store = self.store(&link);
         let mut wrong = std::mem::take(&mut self.told.lock().unwrap().wrong);
+        if let Err(e) = self.retain_quietly(&store).await {
+            wrong.push(format!("quiet retention: {e}"));
+        }
         let options = CollectOptions { grace: GRACE };
-        for pass in 0..2 {
+        // Notes beside a lease are garbage when it has gone: in two passes more.
+        for pass in 0..4 {
             let collected = async {
                 let plan = store.plan_collection(&options).await?;
                 store.collect(plan).await
@@ -450,21 +508,13 @@ impl World {
                 wrong.push(format!("quiet pass {pass}: {e}"));
             }
             sleep(GRACE * 2).await;
+            let garbage = self.garbage().into_iter();
+            let due = garbage.filter(|name| pass == 3 || pass == 1 && !is_note(name));
+            wrong.extend(due.map(|name| format!("{name} is garbage that pass {pass} left")));
         }
         wrong.extend(self.bucket.take_wrong());
         for (manifest, pack) in self.bucket.dangling() {
             wrong.push(format!("{manifest} needs {pack}, which is gone"));
-        }
-        let needed = self.bucket.needed();
-        for name in self.bucket.names() {
-            let expected = match name.split_once('/') {
-                Some(("heads", _)) => true,
-                Some((_, "manifest")) => true,
-                _ => needed.contains(&name),
-            };
-            if !expected {
-                wrong.push(format!("{name} is garbage that two quiet passes left"));
-            }
         }
         let committed = self.told.lock().unwrap().committed.clone();
         for one in committed.iter().filter(|one| !one.unwanted) {
@@ -473,17 +523,21 @@ impl World {
             }
         }
         for group in ["g", "h"] {
-            match store.head(group).await {
-                Ok(Some(head)) => {
-                    if let Err(e) = store.snapshot(&head.snapshot).await {
-                        wrong.push(format!("the head of {group} is {}: {e}", head.snapshot));
-                    }
-                }
-                Ok(None) => {}
+            match Catalog::new(&store).newest(group).await {
+                Ok(Some(_)) => {}
+                _ if !self.bucket.has_group(group) => {}
+                Ok(None) => wrong.push(format!("{group} has snapshots, but no head")),
                 Err(e) => wrong.push(format!("the head of {group}: {e}")),
             }
         }
         let told = self.told.lock().unwrap();
+        let there = self.bucket.savers();
+        let pinned = told.pinned.difference(&told.removed_by_name);
+        for saver in pinned.filter(|saver| told.savers.contains(*saver)) {
+            if !there.contains(saver) {
+                wrong.push(format!("what {saver} saved was pinned, and is gone"));
+            }
+        }
         Outcome {
             wrong,
             log: self.bucket.log(),
@@ -492,8 +546,20 @@ impl World {
             removals: told.removals,
             failed_saves: told.failed_saves,
             crashes: told.crashes,
+            granted: told.granted,
+            retired: told.retired.difference(&there).count() as u64,
+            pinned: told.pins,
         }
     }
+}
+
+/// Whether this is a note, or what collectors know of one.
+fn is_note(name: &str) -> bool {
+    let note = name.rsplit('/').next();
+    matches!(
+        note,
+        Some("used" | "pinned" | "failed" | "deleting" | "seen")
+    )
 }
 
 /// The bytes of a page.
@@ -553,6 +619,14 @@ async fn restore(store: &Store, wanted: &Committed, linger: Duration) -> Result<
         return Err(Error::new(ErrorKind::NotFound, "it is another one by now"));
     }
     sleep(linger).await;
+    if read_all(&snapshot).await? != bytes_of(&wanted.pages) {
+        return Err(Error::new(ErrorKind::Damaged, "its bytes are others"));
+    }
+    Ok(())
+}
+
+/// All bytes of an open snapshot.
+pub(super) async fn read_all(snapshot: &Snapshot) -> Result<Vec<u8>> {
     let mut found = Vec::new();
     for segment in snapshot.load_segments(0).await? {
         for extent in &segment.extents {
@@ -566,8 +640,5 @@ async fn restore(store: &Store, wanted: &Committed, linger: Duration) -> Result<
             found.extend(raw);
         }
     }
-    if found != bytes_of(&wanted.pages) {
-        return Err(Error::new(ErrorKind::Damaged, "its bytes are others"));
-    }
-    Ok(())
+    Ok(found)
 }
