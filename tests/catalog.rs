@@ -211,7 +211,11 @@ async fn a_head_that_points_nowhere_is_said_and_mended() {
         .plan_collection(&Default::default())
         .await
         .unwrap();
-    scratch.store.collect(plan).await.unwrap();
+    scratch
+        .store
+        .collect(plan, &CancellationToken::new())
+        .await
+        .unwrap();
     assert_eq!(newest().await.unwrap().unwrap().id().as_str(), "two");
 }
 
@@ -272,7 +276,11 @@ async fn the_status_of_each_snapshot_is_known() {
     };
     for _ in 0..2 {
         let plan = scratch.store.plan_collection(&options).await.unwrap();
-        scratch.store.collect(plan).await.unwrap();
+        scratch
+            .store
+            .collect(plan, &CancellationToken::new())
+            .await
+            .unwrap();
     }
     assert_eq!(scratch.status("late").await, None);
     assert_eq!(scratch.available().await, ["s"]);

@@ -8,6 +8,7 @@ mod support;
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
+    os::unix::fs::MetadataExt,
     path::Path,
     process::Stdio,
     time::Duration,
@@ -229,6 +230,39 @@ fn locked(dir: &Path) -> File {
     let file = File::open(dir).unwrap();
     flock(&file, FlockOperation::LockExclusive).unwrap();
     file
+}
+
+#[test]
+fn a_collection_ends_between_two_objects_says_what_it_did_and_goes_on_next_time() {
+    let tool = Tool::new();
+    fs::create_dir_all(tool.path("store/s")).unwrap();
+    for number in 0..40 {
+        tool.file(&format!("store/s/pack-00000000000000aa-{number}"), b"left");
+    }
+    // What a write that was cut short left is nobody's.
+    tool.file("store/s/.tmp-left", b"");
+    let gc = ["gc", "--grace", "0s"];
+    let noted = tool.json(&[&gc[..], &["--dry-run"]].concat());
+    assert_eq!(noted["plan"]["foreign_objects"], 0, "{noted}");
+    tool.run(&gc).ok();
+    let seen = tool.path("store/.garbage/seen");
+    let inode = || fs::metadata(&seen).unwrap().ino();
+    let before = inode();
+    let lock = locked(&tool.path("store/s"));
+    let mut collecting = tool.start(&gc);
+    collecting.wait_until("the deletions", || inode() != before);
+    collecting.signal(Signal::INT);
+    std::thread::sleep(Duration::from_millis(500));
+    drop(lock);
+    let outcome = collecting.finish().ends_with(130).says(&["interrupted"]);
+    let said = outcome.text();
+    assert!(said.contains("stopped: interrupted"), "{said}");
+    let left = tool.store_files().len() - 1;
+    assert!((1..40).contains(&left), "{left} are left");
+    assert!(said.contains(&format!("{left} wait")), "{said}");
+    let done = tool.json(&gc);
+    assert_eq!(done["done"]["deleted_objects"], left as u64, "{done}");
+    assert!(tool.store_files().is_empty(), "{:?}", tool.store_files());
 }
 
 #[test]

@@ -415,7 +415,14 @@ async fn collecting_without_the_right_to_list_names_it_and_changes_nothing() {
     let owner = open_as(&server, OWNER_TOKEN);
     for deleted in [0, 1] {
         let plan = owner.plan_collection(&options).await.unwrap();
-        assert_eq!(owner.collect(plan).await.unwrap().deleted_objects, deleted);
+        assert_eq!(
+            owner
+                .collect(plan, &podsnap::CancellationToken::new())
+                .await
+                .unwrap()
+                .deleted_objects,
+            deleted
+        );
     }
     assert_eq!(objects(&server).len(), 2);
     assert_sound(&store, "b").await;

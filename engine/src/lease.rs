@@ -230,6 +230,35 @@ pub(crate) async fn look(
     }
 }
 
+/// Takes a lease that has run out away for good: its holder, should it wake up, finds that it has lost it. It is an [`ErrorKind::Conflict`] if the lease is
+/// not there any more in the version that was seen. So it is swapped for nobody's before it is deleted: of a deletion alone nobody learns whether anything
+/// was there, and not every store deletes a version only.
+pub(crate) async fn end(
+    store: &Store,
+    snapshot: &SnapshotId,
+    record: &LeaseRecord,
+    version: &Version,
+) -> Result<()> {
+    let ended = LeaseRecord {
+        attempt: format!("{:016x}", store.host().draw()),
+        expires_unix_ms: 0,
+        holder: None,
+        ..record.clone()
+    };
+    let name = names::object(snapshot, names::LEASE);
+    let condition = Condition::Matches(version.clone());
+    let put = store.backend().put(&name, encode(&ended), condition).await;
+    let ended = put.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => crate::store::precondition(&name),
+        _ => e,
+    })?;
+    match store.delete_exactly(&name, &ended.version).await {
+        // A new save has taken it over.
+        Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
+        deleted => deleted,
+    }
+}
+
 /// A held lease, renewed in the background until it is released or dropped.
 pub(crate) struct Lease {
     state: Arc<State>,

@@ -292,7 +292,8 @@ fn list(state: &State, container: &str, query: &str) -> Answer {
         .split('&')
         .find_map(|pair| pair.strip_prefix("prefix="));
     let prefix = prefix.unwrap_or("").replace("%2F", "/");
-    let mut xml = "<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResults><Blobs>".to_owned();
+    let mut xml =
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResults><Blobs>".to_owned();
     for (path, blob) in &state.blobs {
         let name = path.strip_prefix(container.trim_end_matches('/'));
         let Some(name) = name.map(|name| name.trim_start_matches('/')) else {

@@ -8,7 +8,8 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duratio
 
 use clap::Parser;
 use podsnap::{
-    Catalog, CollectOptions, ErrorKind, OpenOptions, RetentionRules, SnapshotId, Statsd, Store,
+    CancellationToken, Catalog, CollectOptions, ErrorKind, OpenOptions, RetentionRules, SnapshotId,
+    Statsd, Store,
     policy::{PodSnapshotPolicy, PodSnapshotStorageConfig, Resources},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -65,14 +66,23 @@ async fn run(args: &Args) -> Result<bool, String> {
     let statsd = args.statsd.as_deref().map(Statsd::start).transpose();
     let _statsd = statsd.map_err(|e| e.to_string())?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| e.to_string())?;
+    let cancel = CancellationToken::new();
+    let terminated = cancel.clone();
+    tokio::spawn(async move {
+        terminate.recv().await;
+        terminated.cancel();
+    });
     let mut deleted = BTreeSet::new();
     loop {
         // Nothing is done by rules that make no sense.
         let resources = Resources::read(&args.policies).map_err(|e| e.to_string())?;
         let mut good = true;
         for storage in &resources.storage_configs {
+            if cancel.is_cancelled() {
+                return Ok(good);
+            }
             // One tenant's trouble is not another's.
-            if let Err(why) = round(args, &resources, storage, &mut deleted).await {
+            if let Err(why) = round(args, &resources, storage, &mut deleted, &cancel).await {
                 eprintln!("controller: {}: {why}", storage.store_url());
                 good = false;
             }
@@ -86,7 +96,7 @@ async fn run(args: &Args) -> Result<bool, String> {
         }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(args.every_s)) => {}
-            _ = terminate.recv() => return Ok(good),
+            () = cancel.cancelled() => return Ok(good),
         }
     }
 }
@@ -96,6 +106,7 @@ async fn round(
     resources: &Resources,
     storage: &PodSnapshotStorageConfig,
     deleted: &mut BTreeSet<SnapshotId>,
+    cancel: &CancellationToken,
 ) -> Result<(), String> {
     let mut options = OpenOptions::default();
     if let Some(file) = &args.token {
@@ -123,7 +134,8 @@ async fn round(
         let retained = retain(args, &store, policy).await;
         retained.map_err(|e| format!("policy {}: {e}", policy.metadata.name))?;
     }
-    collect(args, &store).await.map_err(|e| e.to_string())
+    let collected = collect(args, &store, cancel).await;
+    collected.map_err(|e| e.to_string())
 }
 
 async fn retain(args: &Args, store: &Store, policy: &PodSnapshotPolicy) -> podsnap::Result<()> {
@@ -152,7 +164,7 @@ async fn retain(args: &Args, store: &Store, policy: &PodSnapshotPolicy) -> podsn
     Ok(())
 }
 
-async fn collect(args: &Args, store: &Store) -> podsnap::Result<()> {
+async fn collect(args: &Args, store: &Store, cancel: &CancellationToken) -> podsnap::Result<()> {
     let url = store.url();
     let options = CollectOptions {
         grace: Duration::from_secs(args.grace_s),
@@ -169,10 +181,14 @@ async fn collect(args: &Args, store: &Store) -> podsnap::Result<()> {
         println!("{url}: {} objects are garbage", plan.delete.len());
         return Ok(());
     }
-    let stats = store.collect(plan).await?;
+    let stats = store.collect(plan, cancel).await?;
     let (objects, bytes) = (stats.deleted_objects, stats.deleted_bytes);
     let waiting = stats.kept_objects;
     println!("{url}: {objects} objects of garbage deleted, {bytes} bytes; {waiting} wait");
+    for failed in &stats.failed {
+        let (object, reason) = (&failed.object, &failed.reason);
+        eprintln!("controller: {url}: {object} stays: {reason}");
+    }
     if let Some(why) = stats.stopped {
         println!("{url}: {why}; the next round goes on");
     }
