@@ -635,6 +635,60 @@ async fn a_plan_over_a_saver_that_came_and_went_since_deletes_nothing() {
     }
 }
 
+/// A saver wakes up just before its commit; others borrow from it before it finds that a collector has ended its lease, and takes its snapshot back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_borrowed_from_a_snapshot_that_is_taken_back_stays() {
+    for scratch in stores() {
+        let store = &scratch.store;
+        let bytes = noise(1, 300_000);
+        save_one(store, "base", &bytes, SaveOptions::default()).await;
+        let (commit, may_commit) = watch::channel(false);
+        let (look, may_look) = watch::channel(false);
+        let (reached, mut is_reached) = watch::channel(0);
+        let saver = scratch.watched(move |call, name| match (call, name) {
+            (Call::Put, "s/manifest") => {
+                reached.send_replace(1);
+                Fate::Waits(may_commit.clone())
+            }
+            (Call::Read, "s/lease") if *reached.borrow() > 0 => {
+                reached.send_replace(2);
+                Fate::Waits(may_look.clone())
+            }
+            _ => Fate::Done,
+        });
+        let own = bytes.clone();
+        let saving =
+            tokio::spawn(
+                async move { save(&saver, "s", vec![blob("x", &own)], on_base("base")).await },
+            );
+        is_reached.wait_for(|reached| *reached == 1).await.unwrap();
+        let expired = LeaseRecord {
+            expires_unix_ms: now() - 1,
+            ..scratch.lease_of("s").await.unwrap()
+        };
+        scratch.put_lease("s", &expired).await;
+        store.remove(&id("base")).await.unwrap();
+        assert_eq!(collect(store).await.deleted_objects, 0);
+        let plan = plan(store).await;
+        commit.send_replace(true);
+        is_reached.wait_for(|reached| *reached == 2).await.unwrap();
+        let mut borrower = store.save(&id("t"), on_base("s")).await.unwrap();
+        borrower.add(blob("x", &bytes)).await.unwrap();
+
+        let (hook, open, mut reached) = hold(Call::Head, "s/manifest");
+        let collector = scratch.watched(hook);
+        let collecting = tokio::spawn(async move { carry_out(&collector, plan).await });
+        reached.wait_for(|reached| *reached).await.unwrap();
+        look.send_replace(true);
+        let e = failure(saving.await.unwrap());
+        assert!(e.to_string().contains("the lease on s was lost"), "{e}");
+        open.send_replace(true);
+        assert_eq!(collecting.await.unwrap().deleted_objects, 1);
+        assert_eq!(borrower.finish().await.unwrap().new_bytes, 0);
+        assert_bytes(&restored(store, "t").await[0], &bytes, "t");
+    }
+}
+
 /// Packs of three removed snapshots, noted by a first pass.
 async fn noted_garbage(scratch: &Scratch) {
     for (number, name) in ["a", "b", "c"].into_iter().enumerate() {

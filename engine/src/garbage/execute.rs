@@ -7,7 +7,9 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered}
 use podsnap_format::SnapshotId;
 use tokio_util::sync::CancellationToken;
 
-use super::{CollectStats, CollectionPlan, FailedDeletion, Garbage, record::Seen};
+use super::{
+    CollectStats, CollectionPlan, FailedDeletion, Garbage, Survey, record::Seen, survey::promises,
+};
 use crate::{
     Store,
     error::{Error, ErrorKind, Result},
@@ -47,7 +49,6 @@ impl Store {
             cancel,
             stats,
             seen: plan.seen,
-            stay: HashSet::new(),
         };
         let (leases, rest): (Vec<_>, Vec<_>) = plan
             .delete
@@ -60,9 +61,12 @@ impl Store {
             let committed = plan.committed.contains(&id);
             Some((id, record, committed, garbage))
         });
-        let leases = leases.collect();
-        collection.end_leases(leases).await;
-        let rest = rest.into_iter().map(|(_, garbage)| garbage).collect();
+        let leases: Vec<_> = leases.collect();
+        let mut rest: Vec<_> = rest.into_iter().map(|(_, garbage)| garbage).collect();
+        if !leases.is_empty() {
+            collection.end_leases(leases).await;
+            collection.keep_what_is_needed(&mut rest).await;
+        }
         collection.delete(rest).await;
         let Collection { seen, stats, .. } = collection;
         if seen.garbage.len() < noted_objects {
@@ -122,8 +126,6 @@ struct Collection<'a> {
     stats: CollectStats,
     /// What was noted and is not deleted yet.
     seen: Seen,
-    /// Ids whose packs a lease promises that could not be ended.
-    stay: HashSet<String>,
 }
 
 impl Collection<'_> {
@@ -153,7 +155,6 @@ impl Collection<'_> {
             ending.boxed()
         });
         at_once(ending, self.cancel, |(ended, (id, record, garbage))| {
-            let promised = || record.bases.iter().cloned().chain([id.to_string()]);
             match ended {
                 Ok(()) => self.deleted(&garbage),
                 Err(e) if e.kind() == ErrorKind::Conflict => {
@@ -161,31 +162,55 @@ impl Collection<'_> {
                         "the save of {id}, which was taken for dead, has come back, or somebody else has ended it"
                     ));
                     // What it has come to need, and may lose again, has not been garbage all the time.
-                    let promised: HashSet<String> = promised().collect();
+                    let promised: HashSet<&str> = promises(&id, &record).collect();
                     self.seen.garbage.retain(|name, _| {
                         name.split_once('/').is_none_or(|(id, _)| !promised.contains(id))
                     });
                 }
-                Err(e) => {
-                    self.stay.extend(promised());
-                    self.failed(garbage.object, &e);
-                }
+                Err(e) => self.failed(garbage.object, &e),
             }
             self.stats.stopped.is_none()
         })
         .await;
     }
 
+    /// Keeps the packs that leases which could not be ended still promise, and those that have come to be needed since the plan. The holder of a lease
+    /// that was ended may have committed before, somebody have borrowed from its snapshot, and the holder have taken that back: only
+    /// who looks once the lease is gone sees who borrows.
+    async fn keep_what_is_needed(&mut self, garbage: &mut Vec<Garbage>) {
+        if self.has_stopped() {
+            return;
+        }
+        let survey = match Survey::of(self.store).await {
+            Ok(survey) => survey,
+            Err(e) => {
+                self.stats.stopped = Some(e.to_string());
+                return;
+            }
+        };
+        if let Some(e) = survey.unreadable.values().next() {
+            self.stats.stopped = Some(e.to_string());
+            return;
+        }
+        let needed = survey.manifests.values().flatten();
+        let needed: HashSet<&str> = needed.map(String::as_str).collect();
+        let leases = survey.leases.iter();
+        let promised: HashSet<&str> = leases
+            .flat_map(|(id, (record, _))| promises(id, record))
+            .collect();
+        garbage.retain(|garbage| {
+            let name = garbage.object.as_str();
+            let id = name.split_once('/').map(|(id, _)| id);
+            !needed.contains(name) && id.is_none_or(|id| !promised.contains(id))
+        });
+    }
+
     async fn delete(&mut self, garbage: Vec<Garbage>) {
         if self.has_stopped() {
             return;
         }
-        let (store, stay) = (self.store, std::mem::take(&mut self.stay));
-        let goes = garbage.into_iter().filter(|garbage| {
-            let id = garbage.object.split_once('/').map(|(id, _)| id);
-            id.is_none_or(|id| !stay.contains(id))
-        });
-        let deleting = goes.map(|garbage| {
+        let store = self.store;
+        let deleting = garbage.into_iter().map(|garbage| {
             let deleting = async move {
                 let (name, version) = (&garbage.object, &garbage.version);
                 let deleted = store.delete_exactly(name, version).await;

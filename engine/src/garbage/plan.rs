@@ -8,6 +8,7 @@ use podsnap_format::SnapshotId;
 use super::{
     CollectOptions, CollectionPlan, Part, Survey, garbage, place_of,
     record::{MAX_NOTED, Noted, Seen},
+    survey::promises,
 };
 use crate::{
     Store,
@@ -201,10 +202,7 @@ impl<E: Fn(&LeaseRecord) -> bool> Judge<'_, E> {
         let leases = self.survey.leases.iter();
         leases
             .filter(|(holder, (record, _))| count(record, holder))
-            .flat_map(|(holder, (record, _))| {
-                let bases = record.bases.iter().map(String::as_str);
-                bases.chain([holder.as_str()])
-            })
+            .flat_map(|(holder, (record, _))| promises(holder, record))
             .collect()
     }
 
