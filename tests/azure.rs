@@ -65,3 +65,25 @@ fn a_block_that_is_refused_ends_the_save_and_leaves_nothing() {
     run(&tool, &azure, &["save", "a", "other=x"]).ok();
     run(&tool, &azure, &["verify", "a"]).ok();
 }
+
+#[test]
+fn what_nobody_needs_is_deleted_though_listings_write_versions_in_their_own_way() {
+    let (tool, azure) = (Tool::new(), Azure::start());
+    let packs = |id: &str| {
+        let of_id = format!("{id}/pack-");
+        let names = azure.names();
+        names.iter().filter(|name| name.contains(&of_id)).count()
+    };
+    tool.file("x", &noise(3, 1 << 20));
+    for id in ["a", "b"] {
+        run(&tool, &azure, &["save", id, "other=x"]).ok();
+    }
+    run(&tool, &azure, &["rm", "a"]).ok();
+    assert_eq!((packs("a"), packs("b")), (0, 1));
+    run(&tool, &azure, &["rm", "b", "--leave-packs"]).ok();
+    for left in [1, 0] {
+        run(&tool, &azure, &["gc", "--grace", "0s"]).ok();
+        assert_eq!(packs("b"), left);
+    }
+    assert_eq!(azure.names(), [""; 0]);
+}

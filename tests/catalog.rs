@@ -5,8 +5,8 @@ mod support;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use podsnap::{
-    Catalog, ErrorKind, RemoveOptions, Requirements, RetentionPlan, RetentionRules, RetentionStats,
-    SaveOptions, SnapshotId, Status, Store,
+    CancellationToken, Catalog, ErrorKind, RemoveOptions, Requirements, RetentionPlan,
+    RetentionRules, RetentionStats, SaveOptions, SnapshotId, Status, Store,
     store::{Condition, ReadRange},
 };
 use serde_json::json;
@@ -256,7 +256,11 @@ async fn a_head_that_points_nowhere_is_said_and_mended() {
         .plan_collection(&Default::default())
         .await
         .unwrap();
-    scratch.store.collect(plan).await.unwrap();
+    scratch
+        .store
+        .collect(plan, &CancellationToken::new())
+        .await
+        .unwrap();
     assert_eq!(newest().await.unwrap().unwrap().id().as_str(), "two");
 }
 
@@ -317,10 +321,71 @@ async fn the_status_of_each_snapshot_is_known() {
     };
     for _ in 0..2 {
         let plan = scratch.store.plan_collection(&options).await.unwrap();
-        scratch.store.collect(plan).await.unwrap();
+        scratch
+            .store
+            .collect(plan, &CancellationToken::new())
+            .await
+            .unwrap();
     }
     assert_eq!(scratch.status("late").await, None);
     assert_eq!(scratch.available().await, ["s"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_makes_no_sense_matters_only_without_a_manifest() {
+    let scratch = Scratch::new();
+    scratch.save("s", "g", "p").await;
+    scratch.put("s/lease", "edited").await;
+    scratch.put("t/lease", "edited").await;
+    assert_eq!(scratch.status("s").await, Some(Status::Available));
+    assert_eq!(scratch.status("t").await, Some(Status::Failed));
+    let cancel = CancellationToken::new();
+    scratch.store.wait(&id("s"), &cancel).await.unwrap();
+    let refused = scratch.store.wait(&id("t"), &cancel).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Damaged, "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_committed_while_it_is_listed_is_listed() {
+    let scratch = Scratch::new();
+    let writer = scratch.store.save(&id("s"), SaveOptions::default()).await;
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let (reached, mut is_reached) = tokio::sync::watch::channel(false);
+    let watched = Watched::new(scratch.store.backend().clone(), move |call, name| {
+        if (call, name) != (Call::Read, "s/lease") {
+            return Fate::Done;
+        }
+        reached.send_replace(true);
+        Fate::Waits(gate.clone())
+    });
+    let listing = tokio::spawn(async move { watched.store().list().await });
+    is_reached.wait_for(|reached| *reached).await.unwrap();
+    writer.unwrap().finish().await.unwrap();
+    open.send_replace(true);
+    let listed = listing.await.unwrap().unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].status, Status::Available);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_fails_does_not_make_available_what_is_being_removed() {
+    let scratch = Scratch::new();
+    scratch.save("s", "g", "p").await;
+    scratch.put("s/deleting", "edited").await;
+    assert_eq!(scratch.status("s").await, Some(Status::Available));
+    let failing = Watched::new(scratch.store.backend().clone(), |call, name| {
+        match (call, name) {
+            (Call::Read, "s/deleting") => Fate::Refused,
+            _ => Fate::Done,
+        }
+    })
+    .store();
+    for failed in [
+        failing.list().await.map(drop),
+        failing.state(&id("s")).await.map(drop),
+    ] {
+        assert_eq!(failed.unwrap_err().kind(), ErrorKind::Store);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,10 +8,16 @@ mod support;
 use std::{
     fs::{self, File, OpenOptions},
     io::Write,
+    os::unix::fs::MetadataExt,
+    path::Path,
     process::Stdio,
+    time::Duration,
 };
 
-use rustix::process::Signal;
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::Signal,
+};
 use support::{noise, text, tool::*};
 
 const SIGNALS: [Signal; 2] = [Signal::INT, Signal::TERM];
@@ -217,4 +223,81 @@ fn two_signals_end_it_at_once() {
     tool.assert_sound("s");
     let names = tool.store_files();
     assert_eq!(names.len(), 2, "{names:?}");
+}
+
+/// Holds the lock that whoever changes a directory of the store takes.
+fn locked(dir: &Path) -> File {
+    let file = File::open(dir).unwrap();
+    flock(&file, FlockOperation::LockExclusive).unwrap();
+    file
+}
+
+#[test]
+fn a_collection_ends_between_two_objects_says_what_it_did_and_goes_on_next_time() {
+    let tool = Tool::new();
+    fs::create_dir_all(tool.path("store/s")).unwrap();
+    for number in 0..40 {
+        tool.file(&format!("store/s/pack-00000000000000aa-{number}"), b"left");
+    }
+    // What a write that was cut short left is nobody's.
+    tool.file("store/s/.tmp-left", b"");
+    let gc = ["gc", "--grace", "0s"];
+    let noted = tool.json(&[&gc[..], &["--dry-run"]].concat());
+    assert_eq!(noted["plan"]["foreign_objects"], 0, "{noted}");
+    tool.run(&gc).ok();
+    let seen = tool.path("store/.garbage/seen");
+    let inode = || fs::metadata(&seen).unwrap().ino();
+    let before = inode();
+    let lock = locked(&tool.path("store/s"));
+    let mut collecting = tool.start(&gc);
+    collecting.wait_until("the deletions", || inode() != before);
+    collecting.signal(Signal::INT);
+    std::thread::sleep(Duration::from_millis(500));
+    drop(lock);
+    let outcome = collecting.finish().ends_with(130).says(&["interrupted"]);
+    let said = outcome.text();
+    assert!(said.contains("stopped: interrupted"), "{said}");
+    let left = tool.store_files().len() - 1;
+    assert!((1..40).contains(&left), "{left} are left");
+    assert!(said.contains(&format!("{left} wait")), "{said}");
+    let done = tool.json(&gc);
+    assert_eq!(done["done"]["deleted_objects"], left as u64, "{done}");
+    assert!(tool.store_files().is_empty(), "{:?}", tool.store_files());
+}
+
+#[test]
+fn a_removal() {
+    let tool = Tool::new();
+    tool.file("a", &noise(7, 100_000));
+    tool.save("s", &["memory=a"]);
+    let lock = locked(&tool.path("store/s"));
+    let removing = tool.start(&["rm", "s"]);
+    std::thread::sleep(Duration::from_millis(500));
+    interrupt(removing, Signal::INT);
+    drop(lock);
+    tool.assert_sound("s");
+    tool.run(&["rm", "s"]).ok();
+    assert!(tool.store_files().is_empty(), "{:?}", tool.store_files());
+}
+
+#[test]
+fn retention_ends_between_two_snapshots_and_says_what_went() {
+    let tool = Tool::new();
+    tool.file("a", &noise(7, 100_000));
+    for id in ["one", "two", "three", "four"] {
+        tool.save(id, &["memory=a", "--group", "g"]);
+    }
+    let lock = locked(&tool.path("store/two"));
+    let mut removing = tool.start(&["retain", "--max-per-group", "1"]);
+    let first = tool.path("store/one/manifest");
+    removing.wait_until("the first removal", || !first.exists());
+    std::thread::sleep(Duration::from_millis(500));
+    removing.signal(Signal::INT);
+    std::thread::sleep(Duration::from_millis(500));
+    drop(lock);
+    let outcome = removing.finish().ends_with(130).says(&["interrupted"]);
+    let said = outcome.text();
+    assert!(said.contains("2 snapshots removed"), "{said}");
+    assert_eq!(tool.listed()[..2], ["four", "three"]);
+    tool.assert_sound("three");
 }

@@ -14,7 +14,8 @@ use std::{
 };
 
 use podsnap::{
-    CollectOptions, CollectStats, ErrorKind, RemoveOptions, Result, SaveOptions, Store,
+    CancellationToken, CollectOptions, CollectStats, CollectionPlan, ErrorKind, RemoveOptions,
+    Result, SaveOptions, Store,
     store::{Backend, Condition, LocalBackend, ReadRange, RemoteBackend},
 };
 use support::{
@@ -173,13 +174,22 @@ impl Scratch {
     }
 }
 
-/// A pass of a collector that waits for nothing.
-async fn collect(store: &Store) -> CollectStats {
+/// The plan of a collector that waits for nothing.
+async fn plan(store: &Store) -> CollectionPlan {
     let options = CollectOptions {
         grace: Duration::ZERO,
     };
-    let plan = store.plan_collection(&options).await.unwrap();
-    store.collect(plan).await.unwrap()
+    store.plan_collection(&options).await.unwrap()
+}
+
+async fn carry_out(store: &Store, plan: CollectionPlan) -> CollectStats {
+    let cancel = CancellationToken::new();
+    store.collect(plan, &cancel).await.unwrap()
+}
+
+/// A pass of such a collector.
+async fn collect(store: &Store) -> CollectStats {
+    carry_out(store, plan(store).await).await
 }
 
 fn in_group() -> SaveOptions {
@@ -580,10 +590,7 @@ async fn a_plan_over_a_saver_that_woke_up_since_deletes_nothing() {
             scratch.put_lease("s", &expired).await;
             store.remove(&id("base")).await.unwrap();
             assert_eq!(collect(store).await.deleted_objects, 0);
-            let options = CollectOptions {
-                grace: Duration::ZERO,
-            };
-            let plan = store.plan_collection(&options).await.unwrap();
+            let plan = plan(store).await;
             assert!(plan.delete.len() >= 2, "{plan:?}");
             scratch.put_lease("s", &ours).await;
             if commits {
@@ -591,7 +598,7 @@ async fn a_plan_over_a_saver_that_woke_up_since_deletes_nothing() {
                 // As if it had been killed before it could drop its lease.
                 scratch.put_lease("s", &expired).await;
             }
-            let stats = store.collect(plan).await.unwrap();
+            let stats = carry_out(store, plan).await;
             assert!(stats.stopped.unwrap().contains("the save of s"));
             assert_eq!(stats.deleted_objects, 0);
             if commits {
@@ -604,6 +611,218 @@ async fn a_plan_over_a_saver_that_woke_up_since_deletes_nothing() {
             }
             assert_eq!(scratch.names().await, BTreeSet::new());
         }
+    }
+}
+
+/// The plan is made, then the saver wakes up, commits and is done; what it borrowed is borrowed from it, and it goes. Nothing of it is left to tell.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_over_a_saver_that_came_and_went_since_deletes_nothing() {
+    for scratch in stores() {
+        let store = &scratch.store;
+        let bytes = noise(1, 300_000);
+        save_one(store, "base", &bytes, SaveOptions::default()).await;
+        let mut writer = store.save(&id("s"), on_base("base")).await.unwrap();
+        writer.add(blob("x", &bytes)).await.unwrap();
+        let ours = scratch.lease_of("s").await.unwrap();
+        let expired = LeaseRecord {
+            expires_unix_ms: now() - 1,
+            ..ours.clone()
+        };
+        scratch.put_lease("s", &expired).await;
+        store.remove(&id("base")).await.unwrap();
+        assert_eq!(collect(store).await.deleted_objects, 0);
+        let plan = plan(store).await;
+        scratch.put_lease("s", &ours).await;
+        writer.finish().await.unwrap();
+        save_one(store, "t", &bytes, on_base("s")).await;
+        store.remove(&id("s")).await.unwrap();
+        let stats = carry_out(store, plan).await;
+        assert!(stats.stopped.unwrap().contains("the save of s"));
+        assert_eq!(stats.deleted_objects, 0);
+        assert_bytes(&restored(store, "t").await[0], &bytes, "t");
+        store.remove(&id("t")).await.unwrap();
+        for _ in 0..2 {
+            collect(store).await;
+        }
+        assert_eq!(scratch.names().await, BTreeSet::new());
+    }
+}
+
+/// A saver wakes up just before its commit; others borrow from it before it finds that a collector has ended its lease, and takes its snapshot back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_borrowed_from_a_snapshot_that_is_taken_back_stays() {
+    for scratch in stores() {
+        let store = &scratch.store;
+        let bytes = noise(1, 300_000);
+        save_one(store, "base", &bytes, SaveOptions::default()).await;
+        let (commit, may_commit) = watch::channel(false);
+        let (look, may_look) = watch::channel(false);
+        let (reached, mut is_reached) = watch::channel(0);
+        let saver = scratch.watched(move |call, name| match (call, name) {
+            (Call::Put, "s/manifest") => {
+                reached.send_replace(1);
+                Fate::Waits(may_commit.clone())
+            }
+            (Call::Read, "s/lease") if *reached.borrow() > 0 => {
+                reached.send_replace(2);
+                Fate::Waits(may_look.clone())
+            }
+            _ => Fate::Done,
+        });
+        let own = bytes.clone();
+        let saving =
+            tokio::spawn(
+                async move { save(&saver, "s", vec![blob("x", &own)], on_base("base")).await },
+            );
+        is_reached.wait_for(|reached| *reached == 1).await.unwrap();
+        let expired = LeaseRecord {
+            expires_unix_ms: now() - 1,
+            ..scratch.lease_of("s").await.unwrap()
+        };
+        scratch.put_lease("s", &expired).await;
+        store.remove(&id("base")).await.unwrap();
+        assert_eq!(collect(store).await.deleted_objects, 0);
+        let plan = plan(store).await;
+        commit.send_replace(true);
+        is_reached.wait_for(|reached| *reached == 2).await.unwrap();
+        let mut borrower = store.save(&id("t"), on_base("s")).await.unwrap();
+        borrower.add(blob("x", &bytes)).await.unwrap();
+
+        let (hook, open, mut reached) = hold(Call::Head, "s/manifest");
+        let collector = scratch.watched(hook);
+        let collecting = tokio::spawn(async move { carry_out(&collector, plan).await });
+        reached.wait_for(|reached| *reached).await.unwrap();
+        look.send_replace(true);
+        let e = failure(saving.await.unwrap());
+        assert!(e.to_string().contains("the lease on s was lost"), "{e}");
+        open.send_replace(true);
+        assert_eq!(collecting.await.unwrap().deleted_objects, 1);
+        assert_eq!(borrower.finish().await.unwrap().new_bytes, 0);
+        assert_bytes(&restored(store, "t").await[0], &bytes, "t");
+    }
+}
+
+/// Packs of three removed snapshots, noted by a first pass.
+async fn noted_garbage(scratch: &Scratch) {
+    for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
+        let bytes = noise(number as u64, 50_000);
+        save_one(&scratch.store, name, &bytes, SaveOptions::default()).await;
+        let leave = RemoveOptions { leave_packs: true };
+        let removed = scratch.store.remove_with(&id(name), &leave).await;
+        removed.unwrap();
+    }
+    assert_eq!(collect(&scratch.store).await.kept_objects, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_deleted_keeps_nothing_else_and_does_not_begin_to_wait_again() {
+    for scratch in stores() {
+        noted_garbage(&scratch).await;
+        let held = scratch.watched(|call, name| match (call, name.starts_with("a/pack-")) {
+            (Call::Delete, true) => Fate::Forbidden,
+            _ => Fate::Done,
+        });
+        for deleted in [2, 0] {
+            let stats = collect(&held).await;
+            assert_eq!((stats.deleted_objects, stats.kept_objects), (deleted, 1));
+            assert_eq!(stats.stopped, None);
+            let [failed] = &stats.failed[..] else {
+                panic!("{stats:?}")
+            };
+            assert!(failed.object.starts_with("a/pack-"), "{failed:?}");
+            assert_eq!(failed.kind, ErrorKind::Forbidden, "{failed:?}");
+        }
+        assert_eq!(collect(&scratch.store).await.deleted_objects, 1);
+        assert_eq!(scratch.names().await, BTreeSet::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_failing_store_or_a_cancelled_collection_leaves_goes_with_the_next_one() {
+    for scratch in stores() {
+        noted_garbage(&scratch).await;
+        let failing = scratch.watched(|call, name| match (call, name.starts_with("b/pack-")) {
+            (Call::Delete, true) => Fate::Refused,
+            _ => Fate::Done,
+        });
+        let stats = collect(&failing).await;
+        assert_eq!(stats.stopped.as_deref(), Some("the store failed"));
+        assert_eq!(stats.failed.len(), 1);
+        let left = 3 - stats.deleted_objects;
+        assert_eq!(stats.kept_objects, left);
+
+        let plan = plan(&scratch.store).await;
+        assert_eq!(plan.delete.len() as u64, left);
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let stats = scratch.store.collect(plan, &cancel).await.unwrap();
+        assert_eq!(stats.stopped.as_deref(), Some("interrupted"));
+        assert_eq!((stats.deleted_objects, stats.kept_objects), (0, left));
+
+        assert_eq!(collect(&scratch.store).await.deleted_objects, left);
+        assert_eq!(scratch.names().await, BTreeSet::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_collectors_at_once_the_second_stops() {
+    for scratch in stores() {
+        noted_garbage(&scratch).await;
+        let [first, second] = [plan(&scratch.store).await, plan(&scratch.store).await];
+        assert_eq!(carry_out(&scratch.store, first).await.deleted_objects, 3);
+        let stats = carry_out(&scratch.store, second).await;
+        assert!(stats.stopped.unwrap().contains("another collector"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_save_that_cannot_be_ended_keeps_what_it_relies_on_and_nothing_else() {
+    for scratch in stores() {
+        noted_garbage(&scratch).await;
+        save_one(&scratch.store, "s", &noise(9, 50_000), in_group()).await;
+        let relying = LeaseRecord {
+            bases: vec!["a".into()],
+            ..expired()
+        };
+        scratch.put_lease("s", &relying).await;
+        scratch.put("heads/g", "nonsense").await;
+        // It is found to be garbage, with the rest of what it relied on.
+        let stats = collect(&scratch.store).await;
+        assert_eq!((stats.deleted_objects, stats.kept_objects), (2, 2));
+        let stats = collect(&scratch.store).await;
+        assert_eq!((stats.deleted_objects, stats.kept_objects), (0, 2));
+        let [failed] = &stats.failed[..] else {
+            panic!("{stats:?}")
+        };
+        assert_eq!(failed.object, "s/lease");
+        assert!(failed.reason.contains("heads/g is damaged"), "{failed:?}");
+        scratch.backend.delete("heads/g", None).await.unwrap();
+        assert_eq!(collect(&scratch.store).await.deleted_objects, 2);
+        scratch.assert_saved("s").await;
+        assert_eq!(scratch.head().await.as_deref(), Some("s"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_would_hold_for_days_holds_nobody_up() {
+    for scratch in stores() {
+        let for_days = LeaseRecord {
+            expires_unix_ms: u64::MAX,
+            ..lease()
+        };
+        let by_a_clock_ahead = LeaseRecord {
+            expires_unix_ms: now() + 2 * HOUR,
+            ..lease()
+        };
+        scratch.put_lease("s", &by_a_clock_ahead).await;
+        let e = failure(scratch.save("s").await);
+        assert_eq!(e.kind(), ErrorKind::Conflict, "{e}");
+        scratch.put_lease("s", &for_days).await;
+        scratch.save("s").await.unwrap();
+        scratch.assert_saved("s").await;
+        scratch.put_lease("t", &for_days).await;
+        assert_eq!(collect(&scratch.store).await.deleted_objects, 0);
+        assert_eq!(collect(&scratch.store).await.deleted_objects, 1);
     }
 }
 

@@ -78,7 +78,10 @@ fn saves_restores_retention_and_garbage_are_counted() {
                 .plan_collection(&CollectOptions { grace })
                 .await
                 .unwrap();
-            store.collect(plan).await.unwrap();
+            store
+                .collect(plan, &podsnap::CancellationToken::new())
+                .await
+                .unwrap();
         }
         counted(&snapshotter)
     });

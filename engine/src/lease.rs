@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use crate::{
     Store,
     error::{Error, ErrorKind, Result},
+    garbage::unreadable,
     host::{Host, Safeguard},
     names,
     store::{Backend, Condition, ReadRange, Version},
@@ -31,6 +32,12 @@ use crate::{
 pub const LEASE_TTL: Duration = Duration::from_secs(600);
 
 const TTL_MS: u64 = LEASE_TTL.as_millis() as u64;
+
+/// Clocks of machines may differ by so much.
+const CLOCKS_DIFFER_MS: u64 = 3_600_000;
+
+/// A lease that holds for longer than this from now is of nobody's clock, it is nonsense.
+const NONSENSE_MS: u64 = 24 * 3_600_000;
 
 /// A lease longer than this, in bytes, is not one of ours.
 const MAX_LEASE_LEN: u64 = 1 << 20;
@@ -84,7 +91,7 @@ impl Holder {
                 .to_str()?
                 .to_owned(),
             pid,
-            started: started(pid)?,
+            started: parse_started(&read("/proc/self/stat")?)?,
         })
     }
 
@@ -93,7 +100,11 @@ impl Holder {
         Self::this_process().is_some_and(|this| {
             this.boot == self.boot
                 && this.pid_namespace == self.pid_namespace
-                && started(self.pid) != Some(self.started)
+                && match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
+                    Ok(stat) => parse_started(&stat) != Some(self.started),
+                    // /proc may hide the processes of others (hidepid, see proc(5)).
+                    Err(_) => no_process(self.pid),
+                }
         })
     }
 }
@@ -121,9 +132,16 @@ impl Drop for Underway {
     }
 }
 
+fn no_process(pid: u32) -> bool {
+    // Larger numbers than the kernel knows are no process's.
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    pid.is_none_or(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
+}
+
 /// When a living process started (proc_pid_stat(5), field 22); zombies do not live.
-fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+fn parse_started(stat: &str) -> Option<u64> {
     let mut fields = stat.rsplit_once(") ")?.1.split(' ');
     let state = fields.next()?;
     (state != "Z" && state != "X")
@@ -137,9 +155,16 @@ impl LeaseRecord {
         !self.is_expired(host) && !self.is_abandoned()
     }
 
-    /// Whether its time is over. Its holder may not know that yet.
+    /// Whether its time is over. Its holder may not know that yet. One that would hold for days counts as over: it must not keep others away, nor
+    /// their bases' packs, for ever.
     pub(crate) fn is_expired(&self, host: &dyn Host) -> bool {
-        self.expires_unix_ms <= host.now_unix_ms()
+        let now = host.now_unix_ms();
+        self.expires_unix_ms <= now || self.expires_unix_ms > now.saturating_add(NONSENSE_MS)
+    }
+
+    /// Whether its time was over even if its holder's clock is as far behind this one as clocks may be.
+    pub(crate) fn is_long_expired(&self, host: &dyn Host) -> bool {
+        self.expires_unix_ms.saturating_add(CLOCKS_DIFFER_MS) <= host.now_unix_ms()
     }
 
     /// Whether it is certain that nobody holds the lease any more, though it has not expired.
@@ -191,6 +216,46 @@ pub(crate) async fn read_where_allowed(
     match read(backend, snapshot).await {
         Err(e) if e.is_absence() => Ok(None),
         found => found,
+    }
+}
+
+/// As [`read_where_allowed`], for those to whom a lease that makes no sense matters only if there is no manifest.
+pub(crate) async fn look(
+    backend: &dyn Backend,
+    snapshot: &SnapshotId,
+) -> Result<Result<Option<(LeaseRecord, Version)>>> {
+    match read_where_allowed(backend, snapshot).await {
+        Err(e) if unreadable(&e) => Ok(Err(e)),
+        found => found.map(Ok),
+    }
+}
+
+/// Takes a lease that has run out away for good: its holder, should it wake up, finds that it has lost it. It is an [`ErrorKind::Conflict`] if the lease is
+/// not there any more in the version that was seen. So it is swapped for nobody's before it is deleted: of a deletion alone nobody learns whether anything
+/// was there, and not every store deletes a version only.
+pub(crate) async fn end(
+    store: &Store,
+    snapshot: &SnapshotId,
+    record: &LeaseRecord,
+    version: &Version,
+) -> Result<()> {
+    let ended = LeaseRecord {
+        attempt: format!("{:016x}", store.host().draw()),
+        expires_unix_ms: 0,
+        holder: None,
+        ..record.clone()
+    };
+    let name = names::object(snapshot, names::LEASE);
+    let condition = Condition::Matches(version.clone());
+    let put = store.backend().put(&name, encode(&ended), condition).await;
+    let ended = put.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => crate::store::precondition(&name),
+        _ => e,
+    })?;
+    match store.delete_exactly(&name, &ended.version).await {
+        // A new save has taken it over.
+        Err(e) if e.kind() == ErrorKind::Conflict => Ok(()),
+        deleted => deleted,
     }
 }
 
@@ -396,7 +461,7 @@ async fn take(
             Err(e) if e.kind() == ErrorKind::Conflict => {}
             meta => return Ok((meta?.version, false)),
         }
-        let Some((old, version)) = read(backend, snapshot).await? else {
+        let Some((old, version)) = read_where_allowed(backend, snapshot).await? else {
             // Another save of this snapshot ended just now.
             continue;
         };
@@ -591,6 +656,17 @@ mod tests {
             .unwrap()
             .unwrap();
         record.expires_unix_ms
+    }
+
+    #[test]
+    fn a_process_is_gone_when_there_is_none_and_not_when_it_is_somebody_elses() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(no_process(child.id()));
+        assert!(no_process(u32::MAX));
+        for lives in [1, std::process::id()] {
+            assert!(!no_process(lives), "{lives}");
+        }
     }
 
     #[tokio::test]

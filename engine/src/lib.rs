@@ -52,7 +52,7 @@ pub use catalog::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use export::ExportStats;
-pub use garbage::{CollectOptions, CollectStats, CollectionPlan, Garbage};
+pub use garbage::{CollectOptions, CollectStats, CollectionPlan, FailedDeletion, Garbage};
 pub use heads::Head;
 pub use key_file::read_key;
 pub use lazy::{CacheOptions, Recording, Run, SectionReader, WorkingSet};

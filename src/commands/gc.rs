@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use podsnap::{
-    CollectOptions, CollectStats, CollectionPlan, Garbage, printable, printable_message,
+    CollectOptions, CollectStats, CollectionPlan, Error, Garbage, printable, printable_message,
 };
 
 use crate::{context::Context, exit::Failure, report};
@@ -13,7 +13,7 @@ use crate::{context::Context, exit::Failure, report};
 /// Garbage is what removed snapshots left to those that borrowed from them, and what killed saves left. A pass notes what it finds in the
 /// store; what is still garbage when a later pass looks, after the time of grace, is deleted. Run it every day, from anywhere, also beside
 /// savers, restorers and other collectors. If anything in the store cannot be read, nothing is deleted. It needs the right to
-/// list the store's objects.
+/// list the store's objects. Interrupted, it ends when what is being deleted is, and says what was done.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -27,6 +27,9 @@ pub struct Args {
     #[arg(long, value_name = "TIME", default_value = "24h", value_parser = parse_time)]
     grace: Duration,
 }
+
+/// Objects that could not be deleted of which each is shown; all are in the JSON document.
+const FAILED_SHOWN: usize = 20;
 
 #[derive(serde::Serialize)]
 struct Document<'a> {
@@ -50,13 +53,25 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         context.show(&document, || shown(&plan))?;
         return Ok(0);
     }
-    let done = store.collect(plan.clone()).await?;
+    let done = store.collect(plan.clone(), &context.cancel).await?;
     let document = Document {
         plan: &plan,
         done: Some(&done),
     };
     context.report(&document, || format!("{}{}", shown(&plan), told(&done)))?;
-    Ok(0)
+    if let Some(failed) = done.failed.first() {
+        let (object, reason) = (&failed.object, &failed.reason);
+        let others = match done.failed.len() - 1 {
+            0 => String::new(),
+            others => format!(", and {others} more"),
+        };
+        let text = format!("{object} could not be collected{others}: {reason}");
+        return Err(Error::new(failed.kind, text).into());
+    }
+    match done.stopped.is_some() && context.cancel.is_cancelled() {
+        true => Err(Failure::interrupted().hint("the next podsnap gc goes on")),
+        false => Ok(0),
+    }
 }
 
 /// A number of seconds, minutes, hours or days: `90s`, `30m`, `24h`, `7d`.
@@ -115,14 +130,22 @@ fn shown(plan: &CollectionPlan) -> String {
 }
 
 fn told(done: &CollectStats) -> String {
-    match &done.stopped {
-        Some(why) => format!("stopped: {}; run it again\n", printable_message(why)),
-        None => format!(
-            "{} deleted, {}; {} wait, {}\n",
-            report::count(done.deleted_objects, "object"),
-            report::bytes(done.deleted_bytes),
-            done.kept_objects,
-            report::bytes(done.kept_bytes)
-        ),
+    let mut text = format!(
+        "{} deleted, {}; {} wait, {}\n",
+        report::count(done.deleted_objects, "object"),
+        report::bytes(done.deleted_bytes),
+        done.kept_objects,
+        report::bytes(done.kept_bytes)
+    );
+    for failed in done.failed.iter().take(FAILED_SHOWN) {
+        let reason = printable_message(&failed.reason);
+        text.push_str(&format!("{} stays: {reason}\n", printable(&failed.object)));
     }
+    if let Some(why) = &done.stopped {
+        text.push_str(&format!(
+            "stopped: {}; run it again\n",
+            printable_message(why)
+        ));
+    }
+    text
 }

@@ -50,27 +50,53 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let rules = rules(&args)?;
     let catalog = Catalog::new(&context.store()?);
     let mut documents = Vec::new();
+    let ended = retain(&args, context, &catalog, rules, &mut documents).await;
+    let text = || documents.iter().map(shown).collect::<String>();
+    match (&ended, args.dry_run) {
+        // Who reads JSON on a dry run finds all of it, or none.
+        (Err(_), true) => {}
+        (Ok(()), true) => context.show(&documents, text)?,
+        // What is gone is gone, whatever came after it.
+        (_, false) => context.report(&documents, text)?,
+    }
+    ended.map(|()| 0)
+}
+
+/// Goes by all the rules, or as far as it comes, and says in `documents` what it did.
+async fn retain(
+    args: &Args,
+    context: &Context,
+    catalog: &Catalog,
+    rules: Vec<RetentionRules>,
+    documents: &mut Vec<Document>,
+) -> Result<(), Failure> {
     for rules in rules {
         let plan = tokio::select! {
             plan = catalog.plan_retention(&rules) => plan?,
             () = context.cancel.cancelled() => return Err(Failure::interrupted()),
         };
-        let done = match args.dry_run {
-            true => None,
-            false => Some(catalog.retain(&plan).await?),
-        };
         documents.push(Document {
             policy: rules.policy,
-            plan,
-            done,
+            plan: plan.clone(),
+            done: (!args.dry_run).then(RetentionStats::default),
         });
+        let Some(done) = documents.last_mut().and_then(|d| d.done.as_mut()) else {
+            continue;
+        };
+        // One snapshot after the other, so that it can be interrupted in between.
+        let mut one = plan.clone();
+        one.keep.clear();
+        for verdict in plan.remove {
+            if context.cancel.is_cancelled() {
+                return Err(Failure::interrupted());
+            }
+            one.remove = vec![verdict];
+            let mut stats = catalog.retain(&one).await?;
+            done.removed.append(&mut stats.removed);
+            done.retained.append(&mut stats.retained);
+        }
     }
-    let text = || documents.iter().map(shown).collect::<String>();
-    match args.dry_run {
-        true => context.show(&documents, text)?,
-        false => context.report(&documents, text)?,
-    }
-    Ok(0)
+    Ok(())
 }
 
 fn rules(args: &Args) -> Result<Vec<RetentionRules>, Failure> {

@@ -26,7 +26,15 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
         leave_packs: args.leave_packs,
     };
     let store = context.store()?;
-    let stats = store.remove_with(&args.snapshot, &options).await?;
+    let stats = tokio::select! {
+        stats = store.remove_with(&args.snapshot, &options) => stats?,
+        () = context.cancel.cancelled() => {
+            return Err(Failure::interrupted().hint(format!(
+                "podsnap inspect {} says whether it is still there; if not, podsnap gc removes the rest",
+                args.snapshot
+            )));
+        }
+    };
     context.report(&stats, || {
         let removed = format!(
             "{} removed: {}, {}\n",

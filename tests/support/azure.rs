@@ -1,5 +1,5 @@
-//! A small Azure Blob Storage on loopback: block blobs, ranges, conditions and batches of deletions, as the service's reference has them, without
-//! signatures. Like the service it knows no ranges that are counted from the end.
+//! A small Azure Blob Storage on loopback: block blobs, ranges, conditions, listings and batches of deletions, as the service's reference has
+//! them, without signatures. Like the service it knows no ranges that are counted from the end, and lists ETags without their quotes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -240,6 +240,7 @@ fn handle(
             }
             store(&mut state, path, body)
         }
+        "GET" if query.contains("comp=list") => list(&state, path, query),
         "GET" | "HEAD" => match state.blobs.get(path).cloned() {
             None => Answer::new("404 Not Found").with("x-ms-error-code", "BlobNotFound"),
             Some(blob) => read(method, headers, &blob),
@@ -283,6 +284,32 @@ fn read(method: &str, headers: &HashMap<String, String>, blob: &Blob) -> Answer 
     let mut answer = Answer::new("206 Partial Content").of(blob);
     answer.body = blob.bytes[first..end].to_vec();
     answer.with("Content-Range", format!("bytes {first}-{}/{all}", end - 1))
+}
+
+/// All blobs of a container whose names begin as the query wants it, on one page.
+fn list(state: &State, container: &str, query: &str) -> Answer {
+    let prefix = query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("prefix="));
+    let prefix = prefix.unwrap_or("").replace("%2F", "/");
+    let mut xml =
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResults><Blobs>".to_owned();
+    for (path, blob) in &state.blobs {
+        let name = path.strip_prefix(container.trim_end_matches('/'));
+        let Some(name) = name.map(|name| name.trim_start_matches('/')) else {
+            continue;
+        };
+        if name.starts_with(&prefix) {
+            let (len, etag) = (blob.bytes.len(), blob.etag);
+            xml.push_str(&format!(
+                "<Blob><Name>{name}</Name><Properties><Last-Modified>Mon, 02 Nov 2026 10:00:00 GMT</Last-Modified><Content-Length>{len}</Content-Length><Content-Type>application/octet-stream</Content-Type><Etag>{etag:#x}</Etag></Properties></Blob>"
+            ));
+        }
+    }
+    xml.push_str("</Blobs><NextMarker/></EnumerationResults>");
+    let mut answer = Answer::new("200 OK").with("Content-Type", "application/xml");
+    answer.body = xml.into_bytes();
+    answer
 }
 
 /// Deletions, several in one request.

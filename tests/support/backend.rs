@@ -49,6 +49,8 @@ pub enum Fate {
     Done,
     /// It fails and nothing happens.
     Refused,
+    /// It is forbidden: an object that may not be touched.
+    Forbidden,
     /// It is carried out, and fails.
     AnswerLost,
     /// It waits until the watched value is true; then it is carried out and answered.
@@ -124,6 +126,10 @@ async fn meet(fate: Fate, call: Call, name: &str) -> Result<bool> {
         Fate::Done | Fate::Length(_) => Ok(true),
         Fate::AnswerLost => Ok(false),
         Fate::Refused => Err(failed(call, name)),
+        Fate::Forbidden => Err(Error::new(
+            ErrorKind::Forbidden,
+            format!("{call:?} of {name} is forbidden"),
+        )),
         Fate::Waits(mut until) => {
             until.wait_for(|open| *open).await.unwrap();
             Ok(true)

@@ -12,6 +12,7 @@ use crate::{
     garbage::unreadable,
     lease::{self, LeaseRecord},
     snapshot::Snapshot,
+    store::{Backend, Version},
 };
 
 /// How far a snapshot is.
@@ -57,13 +58,9 @@ impl Store {
     /// ```
     pub async fn state(&self, id: &SnapshotId) -> Result<Option<State>> {
         // The lease goes behind the manifest, so it is looked at first.
-        let saving = match lease::read(&**self.backend(), id).await {
-            Ok(found) => found,
-            Err(e) if e.is_absence() => None,
-            Err(e) => return Err(e),
-        };
+        let saving = lease::look(&**self.backend(), id).await?;
         let state = match self.snapshot(id).await {
-            Ok(snapshot) => self.state_of_committed(&snapshot).await,
+            Ok(snapshot) => self.state_of_committed(&snapshot).await?,
             Err(e) if e.is_absence() => return self.state_without_manifest(id, saving).await,
             Err(e) if unreadable(&e) => State::failed(e.to_string()),
             Err(e) => return Err(e),
@@ -71,27 +68,24 @@ impl Store {
         Ok(Some(state))
     }
 
-    async fn state_of_committed(&self, snapshot: &Snapshot) -> State {
-        let deleting = notes::read::<Deleting>(&**self.backend(), snapshot.id()).await;
-        match deleting {
-            Ok(Some((note, _))) if note.is_about(snapshot) => State {
-                status: Status::Deleting,
-                reason: Some(note.reason),
-            },
-            Ok(_) => State::available(),
-            // Whoever wants to remove it writes another one first.
-            Err(error) => {
-                tracing::warn!(%error, "a note makes no sense");
-                State::available()
-            }
-        }
+    async fn state_of_committed(&self, snapshot: &Snapshot) -> Result<State> {
+        // One that makes no sense counts as none: whoever wants to remove the snapshot writes another one first.
+        let deleting = hint::<Deleting>(&**self.backend(), snapshot.id()).await?;
+        Ok(match deleting {
+            Some(note) if note.is_about(snapshot) => State::deleting(note.reason),
+            _ => State::available(),
+        })
     }
 
     async fn state_without_manifest(
         &self,
         id: &SnapshotId,
-        saving: Option<(LeaseRecord, crate::store::Version)>,
+        saving: Result<Option<(LeaseRecord, Version)>>,
     ) -> Result<Option<State>> {
+        let saving = match saving {
+            Ok(saving) => saving,
+            Err(e) => return Ok(Some(State::failed(e.to_string()))),
+        };
         if let Some((record, _)) = &saving
             && record.is_live(self.host())
         {
@@ -101,7 +95,7 @@ impl Store {
             }));
         }
         let backend = &**self.backend();
-        if let Some((note, _)) = note_or_reason::<Failed>(backend, id).await? {
+        if let Some(note) = hint::<Failed>(backend, id).await? {
             return Ok(Some(State::failed(note.reason)));
         }
         if let Some((record, _)) = saving {
@@ -110,11 +104,8 @@ impl Store {
                 "its save ended without a word: {who}"
             ))));
         }
-        let deleting = notes::read::<Deleting>(backend, id).await;
-        Ok(deleting.ok().flatten().map(|(note, _)| State {
-            status: Status::Deleting,
-            reason: Some(note.reason),
-        }))
+        let deleting = hint::<Deleting>(backend, id).await?;
+        Ok(deleting.map(|note| State::deleting(note.reason)))
     }
 
     /// A line of the listing; nothing for what is neither a snapshot nor was to become one.
@@ -136,15 +127,25 @@ impl Store {
             borrows_from: Vec::new(),
             version: None,
         };
-        let opened = match parts.manifest {
+        let mut opened = match parts.manifest {
             true => self.snapshot(id).await,
             false => Err(Error::new(ErrorKind::NotFound, "there is no manifest")),
         };
+        let is_gone =
+            |opened: &Result<Snapshot>| matches!(opened, Err(e) if e.kind() == ErrorKind::NotFound);
+        let mut saving = Ok(None);
+        if is_gone(&opened) && parts.lease {
+            saving = lease::look(backend, id).await?;
+            // It may have been committed since it was listed: the lease goes behind the manifest.
+            if let Ok(None) = saving {
+                opened = self.snapshot(id).await;
+            }
+        }
         match opened {
             Ok(snapshot) => {
                 listed.fill(&snapshot);
                 if parts.has(names_of::<Deleting>()) {
-                    let state = self.state_of_committed(&snapshot).await;
+                    let state = self.state_of_committed(&snapshot).await?;
                     (listed.status, listed.reason) = (state.status, state.reason);
                 }
                 if parts.has(names_of::<Used>()) {
@@ -163,19 +164,11 @@ impl Store {
                 if !parts.lease && parts.notes.is_empty() {
                     return Ok(None);
                 }
-                let saving = match lease::read(backend, id).await {
-                    Err(e) if unreadable(&e) => {
-                        listed.status = Status::Failed;
-                        listed.reason = Some(e.to_string());
-                        return Ok(Some(listed));
-                    }
-                    read => read?,
-                };
                 let Some(state) = self.state_without_manifest(id, saving).await? else {
                     return Ok(None);
                 };
                 (listed.status, listed.reason) = (state.status, state.reason);
-                if let Some((note, _)) = note_or_reason::<Failed>(backend, id).await? {
+                if let Some(note) = hint::<Failed>(backend, id).await? {
                     listed.created_unix_ms = note.unix_ms;
                     listed.policy = note.policy;
                     listed.namespace = note.namespace;
@@ -196,6 +189,13 @@ impl State {
         Self {
             status: Status::Available,
             reason: None,
+        }
+    }
+
+    fn deleting(reason: String) -> Self {
+        Self {
+            status: Status::Deleting,
+            reason: Some(reason),
         }
     }
 
@@ -233,7 +233,9 @@ impl Listed {
         self.labels = metadata.labels.clone();
         self.policy = self.labels.get(POLICY_LABEL).cloned();
         self.namespace = self.labels.get(NAMESPACE_LABEL).cloned();
-        self.raw_bytes = snapshot.sections().iter().map(|s| s.length).sum();
+        // Lengths are what the manifest says, which somebody else may have written.
+        let lengths = snapshot.sections().iter().map(|s| s.length);
+        self.raw_bytes = lengths.fold(0, u64::saturating_add);
     }
 }
 
@@ -242,22 +244,13 @@ fn names_of<N: Note>() -> &'static str {
 }
 
 /// A note that is only shown: one that makes no sense counts as none, with a warning.
-async fn hint<N: Note>(backend: &dyn crate::store::Backend, id: &SnapshotId) -> Result<Option<N>> {
-    Ok(note_or_reason::<N>(backend, id)
-        .await?
-        .map(|(note, _)| note))
-}
-
-async fn note_or_reason<N: Note>(
-    backend: &dyn crate::store::Backend,
-    id: &SnapshotId,
-) -> Result<Option<(N, crate::store::Version)>> {
+async fn hint<N: Note>(backend: &dyn Backend, id: &SnapshotId) -> Result<Option<N>> {
     match notes::read::<N>(backend, id).await {
         Err(error) if unreadable(&error) => {
             tracing::warn!(%error, "a note makes no sense");
             Ok(None)
         }
-        read => read,
+        read => Ok(read?.map(|(note, _)| note)),
     }
 }
 

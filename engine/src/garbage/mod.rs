@@ -10,11 +10,18 @@ mod plan;
 mod record;
 mod survey;
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 pub(crate) use survey::{Part, Survey, place_of, snapshot_of, unreadable};
 
-use crate::store::{ObjectMeta, Version};
+use crate::{
+    error::ErrorKind,
+    lease::LeaseRecord,
+    store::{ObjectMeta, Version},
+};
 use podsnap_format::SnapshotId;
 
 /// How garbage is collected.
@@ -65,12 +72,12 @@ pub struct CollectionPlan {
     pub blocked_by: Vec<String>,
     /// Objects whose names are none of ours. They stay.
     pub foreign_objects: u64,
-    /// Leases among what is to be deleted, in the version that was read.
+    /// The leases among what is to be deleted, by their names.
     #[serde(skip)]
-    dead_leases: Vec<(SnapshotId, Version)>,
+    dead_leases: BTreeMap<String, (SnapshotId, LeaseRecord)>,
     /// Committed snapshots, as the plan knows them.
     #[serde(skip)]
-    committed: std::collections::BTreeSet<SnapshotId>,
+    committed: BTreeSet<SnapshotId>,
     /// The heads that are stale, and the snapshots they name.
     #[serde(skip)]
     heads: Vec<(String, SnapshotId)>,
@@ -110,8 +117,23 @@ pub struct CollectStats {
     pub kept_bytes: u64,
     /// Heads that were moved to a snapshot that is there, or removed.
     pub moved_heads: u64,
-    /// Why the collection stopped early or noted nothing, if it did: somebody changed what it had planned with. A new plan finds out.
+    /// What could not be deleted or moved. All else has gone, but what depends on it.
+    pub failed: Vec<FailedDeletion>,
+    /// Why the collection stopped early or noted nothing, if it did: somebody changed what it had planned with, it was cancelled, or the store
+    /// failed. A new plan finds out.
     pub stopped: Option<String>,
+}
+
+/// An object that could not be deleted, or a head that could not be moved.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct FailedDeletion {
+    /// Its name below the store's path.
+    pub object: String,
+    /// Why, and what to do about it.
+    pub reason: String,
+    /// What kind of error that is.
+    #[serde(skip)]
+    pub kind: ErrorKind,
 }
 
 fn garbage(object: &ObjectMeta, first_seen_unix_ms: Option<u64>) -> Garbage {

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use futures::{StreamExt, TryStreamExt, stream};
 use podsnap_format::SnapshotId;
 
 use super::{
     CollectOptions, CollectionPlan, Part, Survey, garbage, place_of,
     record::{MAX_NOTED, Noted, Seen},
-    survey::relies_on,
+    survey::promises,
 };
 use crate::{
     Store,
@@ -16,7 +17,7 @@ use crate::{
     host::Safeguard,
     lease::LeaseRecord,
     names,
-    store::{ObjectMeta, Version},
+    store::ObjectMeta,
 };
 
 impl Store {
@@ -26,14 +27,14 @@ impl Store {
     /// # use podsnap_engine as podsnap;
     /// # #[tokio::main]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// use podsnap::{CollectOptions, Store};
+    /// use podsnap::{CancellationToken, CollectOptions, Store};
     ///
     /// let store = Store::open("memory://collect")?;
     /// let plan = store.plan_collection(&CollectOptions::default()).await?;
     /// for garbage in &plan.delete {
     ///     println!("{}: {} bytes", garbage.object, garbage.bytes);
     /// }
-    /// let stats = store.collect(plan).await?;
+    /// let stats = store.collect(plan, &CancellationToken::new()).await?;
     /// assert_eq!(stats.deleted_objects, 0);
     /// # Ok(()) }
     /// ```
@@ -45,7 +46,7 @@ impl Store {
         let now = self.host().now_unix_ms();
         let grace = match self.host().lacks(Safeguard::SecondPass) {
             true => None,
-            false => Some(options.grace.as_millis() as u64),
+            false => Some(u64::try_from(options.grace.as_millis()).unwrap_or(u64::MAX)),
         };
         let judge = Judge {
             survey: &survey,
@@ -61,35 +62,50 @@ impl Store {
         Ok(plan)
     }
 
-    /// Heads that name a snapshot that is not there, with that snapshot. A head that makes no sense is left to people.
+    /// Heads that name a snapshot that is not there, with that snapshot.
     async fn stale_heads(&self, survey: &Survey) -> Result<Vec<(String, SnapshotId)>> {
-        let mut stale = Vec::new();
-        for object in &survey.objects {
-            let Some((names::HEADS, group)) = object.name.split_once('/') else {
-                continue;
-            };
-            match heads::read(&**self.backend(), group).await {
-                Ok(Some((head, _))) if !survey.manifests.contains_key(&head.snapshot) => {
-                    let manifest = names::object(&head.snapshot, names::MANIFEST);
-                    match self.backend().head(&manifest).await {
-                        Err(e) if e.kind() == ErrorKind::NotFound => {
-                            stale.push((group.to_owned(), head.snapshot));
-                        }
-                        Err(e) => return Err(e),
-                        // Committed since, or not readable.
-                        Ok(_) => {}
-                    }
-                }
-                Ok(_) => {}
-                Err(e) if super::unreadable(&e) => {
-                    tracing::warn!(group, error = %e, "a head makes no sense");
-                }
-                Err(e) => return Err(e),
+        let groups: Vec<String> = survey
+            .objects
+            .iter()
+            .filter_map(|object| match object.name.split_once('/') {
+                Some((names::HEADS, group)) => Some(group.to_owned()),
+                _ => None,
+            })
+            .collect();
+        stream::iter(groups)
+            .map(|group| async move {
+                let gone = self.names_what_is_gone(survey, &group).await?;
+                Ok(gone.map(|snapshot| (group, snapshot)))
+            })
+            .buffered(READS_AT_ONCE)
+            .try_filter_map(|stale| async move { Ok(stale) })
+            .try_collect()
+            .await
+    }
+
+    /// The snapshot that the head of a group names, if that is not there. A head that makes no sense is left to people.
+    async fn names_what_is_gone(&self, survey: &Survey, group: &str) -> Result<Option<SnapshotId>> {
+        let named = match heads::read(&**self.backend(), group).await {
+            Ok(Some((head, _))) if !survey.manifests.contains_key(&head.snapshot) => head.snapshot,
+            Ok(_) => return Ok(None),
+            Err(e) if super::unreadable(&e) => {
+                tracing::warn!(group, error = %e, "a head makes no sense");
+                return Ok(None);
             }
+            Err(e) => return Err(e),
+        };
+        let manifest = names::object(&named, names::MANIFEST);
+        match self.backend().head(&manifest).await {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Some(named)),
+            Err(e) => Err(e),
+            // Committed since, or not readable.
+            Ok(_) => Ok(None),
         }
-        Ok(stale)
     }
 }
+
+/// Heads read at once.
+const READS_AT_ONCE: usize = 16;
 
 /// Decides over every object.
 struct Judge<'a, E> {
@@ -115,6 +131,7 @@ impl<E: Fn(&LeaseRecord) -> bool> Judge<'_, E> {
             .flatten()
             .map(String::as_str)
             .collect();
+        let promised_by_live = self.promised(|record, _| !(self.expired)(record));
         let mut found: Vec<(SnapshotId, Part, ObjectMeta)> = Vec::new();
         for object in &survey.objects {
             match place_of(object) {
@@ -135,8 +152,9 @@ impl<E: Fn(&LeaseRecord) -> bool> Judge<'_, E> {
                     }
                 }
                 Some((id, Part::Pack)) => {
-                    let promised = self.promised(&id, |record, _| !(self.expired)(record));
-                    if !needed.contains(object.name.as_str()) && !promised {
+                    if !needed.contains(object.name.as_str())
+                        && !promised_by_live.contains(id.as_str())
+                    {
                         found.push((id, Part::Pack, object.clone()));
                     }
                 }
@@ -151,48 +169,61 @@ impl<E: Fn(&LeaseRecord) -> bool> Judge<'_, E> {
             }
         }
         let blocked = !plan.blocked_by.is_empty();
-        let mut due_leases: BTreeMap<SnapshotId, Version> = BTreeMap::new();
+        let mut due_leases: BTreeMap<SnapshotId, LeaseRecord> = BTreeMap::new();
         for (id, part, object) in &found {
-            if *part == Part::Lease && !blocked && self.is_due(object) {
-                due_leases.insert(id.clone(), object.version.clone());
+            if *part == Part::Lease
+                && !blocked
+                && self.is_due(object)
+                && let Some((record, _)) = survey.leases.get(id)
+            {
+                due_leases.insert(id.clone(), record.clone());
             }
         }
+        // A pack goes only together with, or after, every lease that promised it: such a lease is dead for good then.
+        let promised_by_staying = self.promised(|_, holder| !due_leases.contains_key(holder));
+        plan.seen = self.noted(&found);
         for (id, part, object) in found {
-            let first = self.first_seen(&object);
-            // A pack goes only together with, or after, every lease that promised it: such a lease is dead for good then.
             let goes = !blocked
                 && self.is_due(&object)
-                && (part != Part::Pack
-                    || !self.promised(&id, |_, holder| !due_leases.contains_key(holder)));
-            let garbage = garbage(&object, first);
+                && (part != Part::Pack || !promised_by_staying.contains(id.as_str()));
+            let garbage = garbage(&object, self.first_seen(&object));
             match goes {
                 true => plan.delete.push(garbage),
-                false => {
-                    if plan.seen.garbage.len() < MAX_NOTED {
-                        let noted = Noted {
-                            version: object.version.0,
-                            first_unix_ms: first.unwrap_or(self.now),
-                        };
-                        plan.seen.garbage.insert(object.name, noted);
-                    }
-                    plan.keep.push(garbage);
-                }
+                false => plan.keep.push(garbage),
             }
         }
-        plan.dead_leases = due_leases.into_iter().collect();
+        let by_name = |(id, record)| (names::object(&id, names::LEASE), (id, record));
+        plan.dead_leases = due_leases.into_iter().map(by_name).collect();
         plan
     }
 
-    /// Whether a lease that `counts` promises that packs of `id` stay: its own save's, or one's that relies on it.
-    fn promised(
-        &self,
-        id: &SnapshotId,
-        counts: impl Fn(&LeaseRecord, &SnapshotId) -> bool,
-    ) -> bool {
-        let mut leases = self.survey.leases.iter();
-        leases.any(|(holder, (record, _))| {
-            (holder == id || relies_on(record, id)) && counts(record, holder)
-        })
+    /// Ids whose packs must stay because of leases that `count`: of their own saves, and of those that rely on them.
+    fn promised(&self, count: impl Fn(&LeaseRecord, &SnapshotId) -> bool) -> HashSet<&str> {
+        let leases = self.survey.leases.iter();
+        leases
+            .filter(|(holder, (record, _))| count(record, holder))
+            .flat_map(|(holder, (record, _))| promises(holder, record))
+            .collect()
+    }
+
+    /// What is to be remembered, also of what goes now, as it may not come to that. What was noted before comes first, so that it does not lose its
+    /// time to what is found now.
+    fn noted(&self, found: &[(SnapshotId, Part, ObjectMeta)]) -> Seen {
+        let times = found
+            .iter()
+            .map(|(_, _, object)| (object, self.first_seen(object)));
+        let (known, new): (Vec<_>, Vec<_>) = times.partition(|(_, first)| first.is_some());
+        let noted = known.into_iter().chain(new).take(MAX_NOTED);
+        let noted = noted.map(|(object, first)| {
+            let noted = Noted {
+                version: object.version.0.clone(),
+                first_unix_ms: first.unwrap_or(self.now),
+            };
+            (object.name.clone(), noted)
+        });
+        Seen {
+            garbage: noted.collect(),
+        }
     }
 
     /// When an earlier pass first saw this version of the object to be garbage.

@@ -1,7 +1,8 @@
 //! What earlier passes saw: the object `.garbage/seen` of a store, which any collector reads and replaces by compare-and-swap.
 //!
 //! It is a memory, not a list to delete by: an object is deleted only if it is garbage now and was so, in the same version, when it
-//! was noted. A record that is lost, damaged or of somebody else's clock costs time, no data.
+//! was noted. A record that is lost, damaged or of a clock that is ahead costs time, no data; one of a clock that is behind takes as much
+//! from the time of grace, so that must be longer than clocks differ.
 
 use std::collections::BTreeMap;
 
@@ -54,17 +55,18 @@ impl Seen {
         Ok((seen, Some(read.meta.version)))
     }
 
-    /// Replaces the record in the version that was read, or removes it if nothing is left to note. A conflict is another collector's doing.
+    /// Replaces the record in the version that was read, or removes it if nothing is left to note. Returns its new version. A conflict is another
+    /// collector's doing.
     pub(crate) async fn write(
         &self,
         backend: &dyn Backend,
         replaced: Option<&Version>,
-    ) -> Result<()> {
+    ) -> Result<Option<Version>> {
         if self.garbage.is_empty() {
-            return match replaced {
-                Some(version) => backend.delete(names::GARBAGE, Some(version)).await,
-                None => Ok(()),
-            };
+            if let Some(version) = replaced {
+                backend.delete(names::GARBAGE, Some(version)).await?;
+            }
+            return Ok(None);
         }
         let bytes = serde_json::to_vec(self).expect("a record is plain data");
         let condition = match replaced {
@@ -76,7 +78,7 @@ impl Seen {
                 ErrorKind::Conflict,
                 "another collector removed the record of earlier passes",
             )),
-            put => put.map(drop),
+            put => put.map(|meta| Some(meta.version)),
         }
     }
 }

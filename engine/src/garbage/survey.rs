@@ -107,6 +107,15 @@ impl Survey {
     }
 }
 
+/// Ids whose packs the lease of the save of `holder` promises to stay: its own, and those of what it relies on.
+pub(crate) fn promises<'a>(
+    holder: &'a SnapshotId,
+    record: &'a LeaseRecord,
+) -> impl Iterator<Item = &'a str> {
+    let bases = record.bases.iter().map(String::as_str);
+    bases.chain([holder.as_str()])
+}
+
 /// Whether the lease promises that packs of `id` stay.
 pub(crate) fn relies_on(record: &LeaseRecord, id: &SnapshotId) -> bool {
     record.bases.iter().any(|base| base == id.as_str())

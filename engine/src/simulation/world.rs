@@ -9,6 +9,7 @@ use std::{
 
 use podsnap_format::{Role, SnapshotId, manifest::Extent};
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     bucket::{Bucket, Link, Weather},
@@ -427,7 +428,7 @@ impl World {
                 if self.chance.one_in(&who, 3) {
                     sleep(self.chance.time(&who, Duration::from_secs(3600))).await;
                 }
-                let _ = store.collect(plan).await;
+                let _ = store.collect(plan, &CancellationToken::new()).await;
             };
             self.on(&link, work).await;
         }
@@ -502,7 +503,7 @@ impl World {
         for pass in 0..4 {
             let collected = async {
                 let plan = store.plan_collection(&options).await?;
-                store.collect(plan).await
+                store.collect(plan, &CancellationToken::new()).await
             };
             if let Err(e) = collected.await {
                 wrong.push(format!("quiet pass {pass}: {e}"));

@@ -5,6 +5,7 @@
 //! sees all of one or none. All file-system calls run on tokio's blocking threads.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     ops::Range,
@@ -162,15 +163,15 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 /// Prefix of files that are not yet objects. Their writer holds a lock on them for as long as it lives.
 const TEMPORARY: &str = ".tmp-";
 
+fn is_temporary(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
+}
+
 /// Removes temporary files in `dir` whose writer died.
 fn sweep(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if !entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(TEMPORARY.as_bytes())
-        {
+        if !is_temporary(&entry.file_name()) {
             continue;
         }
         if let Ok(file) = File::open(entry.path())
@@ -241,7 +242,11 @@ impl LocalBackend {
             entries => entries?,
         };
         for entry in entries {
-            let path = entry?.path();
+            let entry = entry?;
+            if is_temporary(&entry.file_name()) {
+                continue;
+            }
+            let path = entry.path();
             match fs::symlink_metadata(&path) {
                 Ok(stat) if stat.is_dir() => self.list_blocking(&path, into)?,
                 Ok(stat) => {
@@ -329,7 +334,7 @@ impl Backend for LocalBackend {
 
     async fn delete(&self, name: &str, version: Option<&Version>) -> Result<()> {
         let (own_name, version) = (name.to_owned(), version.cloned());
-        self.blocking(name, move |_, path| {
+        self.blocking(name, move |this, path| {
             let parent = parent_of(path)?;
             let _locked = match lock(parent) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -344,6 +349,10 @@ impl Backend for LocalBackend {
             }
             fs::remove_file(path)?;
             let _ = sweep(parent);
+            // A manifest that came back after a loss of power would name packs that went after it.
+            if this.sync {
+                sync_dir(parent)?;
+            }
             // The directory goes with its last object; while it has others this fails, as it should.
             let _ = fs::remove_dir(parent);
             Ok(())

@@ -141,10 +141,11 @@ fn version(e_tag: Option<String>, version: Option<String>) -> Version {
     })
 }
 
-/// Whether two versions can be the same object's. Listings tell less than heads, so ETags alone decide.
+/// Whether two versions can be the same object's. Listings tell less than heads, so ETags alone decide; Azure lists them without the quotes
+/// that they have elsewhere.
 fn same_object(a: &Version, b: &Version) -> bool {
     match (update_version(a).e_tag, update_version(b).e_tag) {
-        (Some(a), Some(b)) => a == b,
+        (Some(a), Some(b)) => a.trim_matches('"') == b.trim_matches('"'),
         _ => true,
     }
 }
@@ -283,7 +284,7 @@ impl Backend for RemoteBackend {
 
     async fn delete(&self, name: &str, version: Option<&Version>) -> Result<()> {
         // object_store has no conditional delete: looking first keeps the object that took this one's place, unless it does so
-        // between the two requests. Names of packs and manifests are never reused; leases and heads are.
+        // between the two requests. Only names of packs are never used again: a manifest's is when its id is.
         if let Some(version) = version {
             match self.head(name).await {
                 Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),

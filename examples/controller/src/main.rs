@@ -8,8 +8,8 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duratio
 
 use clap::Parser;
 use podsnap::{
-    Catalog, CollectOptions, ErrorKind, OpenOptions, RetentionRules, SnapshotId, Statsd, Status,
-    Store,
+    CancellationToken, Catalog, CollectOptions, ErrorKind, OpenOptions, RetentionRules, SnapshotId,
+    Statsd, Status, Store,
     policy::{PodSnapshotPolicy, PodSnapshotStorageConfig, Resources},
     printable_message,
 };
@@ -258,16 +258,24 @@ async fn collect(args: &Args, store: &Store) -> Result<(), String> {
         println!("{url}: {} objects are garbage", plan.delete.len());
         return blocked;
     }
-    // What is garbage is noted all the same.
-    let stats = store.collect(plan).await.map_err(|e| e.to_string())?;
+    // What is garbage is noted all the same. A signal drops it where it is.
+    let collected = store.collect(plan, &CancellationToken::new()).await;
+    let stats = collected.map_err(|e| e.to_string())?;
     let (objects, bytes) = (stats.deleted_objects, stats.deleted_bytes);
     let waiting = stats.kept_objects;
     println!("{url}: {objects} objects of garbage deleted, {bytes} bytes; {waiting} wait");
+    for failed in &stats.failed {
+        let (object, reason) = (&failed.object, &failed.reason);
+        complain(&format!("{url}: {object} stays: {reason}"));
+    }
     if let Some(why) = stats.stopped {
         let why = printable_message(&why);
         println!("{url}: {why}; the next round goes on");
     }
-    blocked
+    match stats.failed.len() {
+        0 => blocked,
+        failed => Err(format!("{failed} objects of garbage cannot be deleted")),
+    }
 }
 
 /// Says what is wrong, on one line whatever names are in it.

@@ -254,7 +254,11 @@ impl Backend for GcsBackend {
 
     async fn delete(&self, name: &str, version: Option<&Version>) -> Result<()> {
         let generation = version.map(|v| generation(name, v)).transpose()?;
-        self.client.delete(&self.object(name), generation).await
+        match self.client.delete(&self.object(name), generation).await {
+            // Who may not list is told so of what is absent; of what is there, that it may not be deleted.
+            Err(e) if permissions::hides_absence(&e) => Ok(()),
+            deleted => deleted,
+        }
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {

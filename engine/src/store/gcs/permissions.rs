@@ -102,7 +102,7 @@ fn is_refusal(e: &Error) -> bool {
 }
 
 /// Whether a refusal speaks of the right to list: the store then says no more than that an object may be absent.
-fn hides_absence(e: &Error) -> bool {
+pub(super) fn hides_absence(e: &Error) -> bool {
     is_refusal(e) && e.to_string().contains("have storage.objects.list ")
 }
 
