@@ -23,7 +23,7 @@ use crate::{
     Store,
     error::{Error, ErrorKind, Result},
     garbage::unreadable,
-    host::{Host, Safeguard},
+    host::{Host, Safeguard, is_nonsense},
     names,
     store::{Backend, Condition, ReadRange, Version},
 };
@@ -36,14 +36,11 @@ const TTL_MS: u64 = LEASE_TTL.as_millis() as u64;
 /// Clocks of machines may differ by so much.
 const CLOCKS_DIFFER_MS: u64 = 3_600_000;
 
-/// A lease that holds for longer than this from now is of nobody's clock, it is nonsense.
-const NONSENSE_MS: u64 = 24 * 3_600_000;
-
 /// A lease longer than this, in bytes, is not one of ours.
 const MAX_LEASE_LEN: u64 = 1 << 20;
 
 /// What a lease says, as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeaseRecord {
     /// The attempt that holds it; part of its packs' names. Sixteen hex digits.
     pub attempt: String,
@@ -58,6 +55,15 @@ pub struct LeaseRecord {
     /// The process that holds it, where that can be told.
     #[serde(default)]
     pub holder: Option<Holder>,
+    /// Milliseconds since 1970 when the save began, for people; 0 if that is not known.
+    #[serde(default)]
+    pub begun_unix_ms: u64,
+    /// The policy that the snapshot is saved for, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    /// The namespace of that policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 /// A process, told apart from all others at all times.
@@ -159,7 +165,7 @@ impl LeaseRecord {
     /// their bases' packs, for ever.
     pub(crate) fn is_expired(&self, host: &dyn Host) -> bool {
         let now = host.now_unix_ms();
-        self.expires_unix_ms <= now || self.expires_unix_ms > now.saturating_add(NONSENSE_MS)
+        self.expires_unix_ms <= now || is_nonsense(self.expires_unix_ms, now)
     }
 
     /// Whether its time was over even if its holder's clock is as far behind this one as clocks may be.
@@ -284,20 +290,15 @@ const MAX_TRIES: u32 = 8;
 const MARGIN: Duration = LEASE_TTL.checked_div(10).expect("ten is not zero");
 
 impl Lease {
-    /// Takes the lease of `snapshot` for `attempt`, over from a dead or expired holder if need be. What that one wrote stays for now.
+    /// Takes the lease of `snapshot` for an attempt, over from a dead or expired holder if need be. What that one wrote stays for now. `record` says whose
+    /// attempt it is and what it is about.
     pub(crate) async fn acquire(
         store: &Store,
         snapshot: &SnapshotId,
-        attempt: u64,
-        bases: Vec<String>,
+        mut record: LeaseRecord,
     ) -> Result<Self> {
-        let mut record = LeaseRecord {
-            attempt: format!("{attempt:016x}"),
-            previous: Vec::new(),
-            bases,
-            expires_unix_ms: 0,
-            holder: store.host().process(),
-        };
+        record.holder = store.host().process();
+        record.begun_unix_ms = store.host().now_unix_ms();
         let underway = Underway::begin(&record.attempt);
         let (version, took_over) = take(store, snapshot, &mut record).await?;
         let state = Arc::new(State {
@@ -631,10 +632,8 @@ mod tests {
         let old = store.host().now_unix_ms() - 3_600_000;
         let record = LeaseRecord {
             attempt: "00000000000000aa".into(),
-            previous: Vec::new(),
-            bases: Vec::new(),
             expires_unix_ms: old,
-            holder: None,
+            ..LeaseRecord::default()
         };
         let snapshot: SnapshotId = "s".parse().unwrap();
         let put = backend.put("s/lease", encode(&record), Condition::Absent);

@@ -164,6 +164,11 @@ impl Store {
                 if !parts.lease && parts.notes.is_empty() {
                     return Ok(None);
                 }
+                if let Ok(Some((record, _))) = &saving {
+                    listed.created_unix_ms = record.begun_unix_ms;
+                    listed.policy = record.policy.clone();
+                    listed.namespace = record.namespace.clone();
+                }
                 let Some(state) = self.state_without_manifest(id, saving).await? else {
                     return Ok(None);
                 };

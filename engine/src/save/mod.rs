@@ -45,6 +45,7 @@ use self::{
 };
 use crate::{
     Store,
+    catalog::{NAMESPACE_LABEL, POLICY_LABEL},
     chunking::{self, Chunker, ChunkingParams},
     error::{Error, ErrorKind, Result},
     heads,
@@ -310,7 +311,14 @@ impl SnapshotWriter {
             ..Header::new(Kind::Manifest, snapshot.clone(), attempt)
         };
         let mut opened = open_bases(store, &wanted).await?;
-        let lease = Lease::acquire(store, &snapshot, attempt, relied_on(&opened)).await?;
+        let lease = LeaseRecord {
+            attempt: format!("{attempt:016x}"),
+            bases: relied_on(&opened),
+            policy: options.labels.get(POLICY_LABEL).cloned(),
+            namespace: options.labels.get(NAMESPACE_LABEL).cloned(),
+            ..LeaseRecord::default()
+        };
+        let lease = Lease::acquire(store, &snapshot, lease).await?;
         // From here on the packs of all these are safe: who deletes a snapshot sees the lease.
         let (bases, base) = match load_bases(&wanted, &mut opened).await {
             Ok(loaded) => loaded,
