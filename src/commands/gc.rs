@@ -98,7 +98,7 @@ fn shown(plan: &CollectionPlan) -> String {
     }
     for group in &plan.stale_heads {
         text.push_str(&format!(
-            "the head of {} names a snapshot that is gone\n",
+            "the head of {} names a snapshot that is gone, or of another group\n",
             printable(group)
         ));
     }

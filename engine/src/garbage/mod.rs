@@ -66,7 +66,7 @@ pub struct CollectionPlan {
     pub delete: Vec<Garbage>,
     /// Garbage that will be noted, or is, and stays for now.
     pub keep: Vec<Garbage>,
-    /// Groups whose head names a snapshot that is gone: the newest that is there takes its place.
+    /// Groups whose head names a snapshot that is gone, or of another group: their newest that is there takes its place.
     pub stale_heads: Vec<String>,
     /// Why nothing is deleted, if something in the store cannot be read: it may need anything.
     pub blocked_by: Vec<String>,

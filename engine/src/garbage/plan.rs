@@ -62,7 +62,7 @@ impl Store {
         Ok(plan)
     }
 
-    /// Heads that name a snapshot that is not there, with that snapshot.
+    /// Heads that name a snapshot that is not there or not theirs, with that snapshot.
     async fn stale_heads(&self, survey: &Survey) -> Result<Vec<(String, SnapshotId)>> {
         let groups: Vec<String> = survey
             .objects
@@ -83,17 +83,21 @@ impl Store {
             .await
     }
 
-    /// The snapshot that the head of a group names, if that is not there. A head that makes no sense is left to people.
+    /// The snapshot that the head of a group names, if that is not there, or of another group. A head that makes no sense is left to people.
     async fn names_what_is_gone(&self, survey: &Survey, group: &str) -> Result<Option<SnapshotId>> {
         let named = match heads::read(&**self.backend(), group).await {
-            Ok(Some((head, _))) if !survey.manifests.contains_key(&head.snapshot) => head.snapshot,
-            Ok(_) => return Ok(None),
+            Ok(Some((head, _))) => head.snapshot,
+            Ok(None) => return Ok(None),
             Err(e) if super::unreadable(&e) => {
                 tracing::warn!(group, error = %e, "a head makes no sense");
                 return Ok(None);
             }
             Err(e) => return Err(e),
         };
+        if survey.manifests.contains_key(&named) {
+            let is_its_own = survey.groups.get(&named).is_some_and(|of| of == group);
+            return Ok((!is_its_own).then_some(named));
+        }
         let manifest = names::object(&named, names::MANIFEST);
         match self.backend().head(&manifest).await {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(Some(named)),

@@ -30,6 +30,8 @@ pub(crate) struct Survey {
     pub(crate) leases: BTreeMap<SnapshotId, (LeaseRecord, Version)>,
     /// Committed snapshots, and the names of the packs that each needs.
     pub(crate) manifests: BTreeMap<SnapshotId, HashSet<String>>,
+    /// The groups of those that are of one.
+    pub(crate) groups: BTreeMap<SnapshotId, String>,
     /// Snapshots whose manifest or lease cannot be read, and why. They may need anything.
     pub(crate) unreadable: BTreeMap<SnapshotId, Error>,
 }
@@ -59,10 +61,13 @@ impl Survey {
         drop(leases);
         let committed = both().filter_map(|o| snapshot_of(o, names::MANIFEST));
         let committed: BTreeSet<SnapshotId> = committed.chain(leased).collect();
-        let manifests: Vec<(SnapshotId, Result<HashSet<String>>)> = stream::iter(committed)
+        let manifests: Vec<(SnapshotId, Result<_>)> = stream::iter(committed)
             .map(|id| async move {
                 match store.snapshot(&id).await {
-                    Ok(snapshot) => Ok(Some((id, Ok(needs(&snapshot))))),
+                    Ok(snapshot) => {
+                        let group = snapshot.metadata().group.clone();
+                        Ok(Some((id, Ok((needs(&snapshot), group)))))
+                    }
                     Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
                     Err(e) if unreadable(&e) => Ok(Some((id, Err(e)))),
                     Err(e) => Err(e),
@@ -74,7 +79,10 @@ impl Survey {
             .await?;
         for (id, found) in manifests {
             match found {
-                Ok(needs) => drop(survey.manifests.insert(id, needs)),
+                Ok((needs, group)) => {
+                    survey.groups.extend(group.map(|group| (id.clone(), group)));
+                    survey.manifests.insert(id, needs);
+                }
                 Err(e) => drop(survey.unreadable.insert(id, e)),
             }
         }
