@@ -183,7 +183,52 @@
 //! agree for a restore ([`Requirements`]), says that it [restores](Catalog::begin_restore) it, or notes that one
 //! [could not be saved](Catalog::note_failure); none of this lists the bucket. A controller [plans](Catalog::plan_retention) which snapshots have had
 //! their time and [carries that out](Catalog::retain), beside any number of agents and other controllers. What users want of both they say in
-//! the YAML that [`policy`] reads. The programs in `examples/agent` and `examples/controller` are made of this and of nothing else.
+//! the YAML that [`policy`] reads. The programs in `examples/agent` and `examples/controller` are made of this and of nothing else. [`Statsd`] tells how it
+//! all goes.
+//!
+//! ```
+//! # use podsnap::{Input, NewSection, Role};
+//! use podsnap::{
+//!     CancellationToken, Catalog, CollectOptions, Requirements, RetentionRules, SaveOptions, Store,
+//! };
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = Store::open("memory://life")?;
+//! let catalog = Catalog::new(&store);
+//! let pod = serde_json::json!({ "containers": [{ "name": "web", "image": "web:3" }] });
+//! let here = Requirements::of_this_node(&pod, "release-20260101.0");
+//! let group = here.group("team-a", "web");
+//! assert!(catalog.newest(&group).await?.is_none()); // the pod starts anew
+//! for id in ["web-1", "web-2", "web-3"] {
+//!     let options = SaveOptions {
+//!         group: Some(group.clone()),
+//!         labels: here.labels(),
+//!         ..SaveOptions::default()
+//!     };
+//!     let mut writer = store.save(&id.parse()?, options).await?;
+//! #   let input = Input::stream(id.as_bytes(), "state");
+//!     writer.add(NewSection::blob(Role::Kernel, "", input)).await?;
+//!     writer.finish().await?;
+//! #   tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+//! }
+//! // Another pod of the same kind, on any node that fits. From here on nobody retires what it starts from.
+//! let newest = catalog.newest(&group).await?.expect("three were saved");
+//! let snapshot = catalog.begin_restore(newest.id()).await?;
+//! assert_eq!(snapshot.id().as_str(), "web-3");
+//!
+//! // A controller, every ten minutes.
+//! let rules = RetentionRules {
+//!     max_per_group: Some(2),
+//!     ..RetentionRules::default()
+//! };
+//! let plan = catalog.plan_retention(&rules).await?;
+//! let retained = catalog.retain(&plan, &CancellationToken::new()).await;
+//! assert_eq!(retained.removed, ["web-1"]);
+//! let plan = store.plan_collection(&CollectOptions::default()).await?;
+//! store.collect(plan, &CancellationToken::new()).await?; // what it finds goes a day later
+//! # Ok(()) }
+//! ```
 //!
 //! # Exports
 //!

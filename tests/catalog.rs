@@ -5,8 +5,9 @@ mod support;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use podsnap::{
-    CancellationToken, Catalog, ErrorKind, RemoveOptions, Requirements, RetentionPlan,
-    RetentionRules, RetentionStats, SaveOptions, SnapshotId, Status, Store,
+    CancellationToken, Catalog, ErrorKind, NAMESPACE_LABEL, POLICY_LABEL, RemoveOptions,
+    Requirements, RetentionPlan, RetentionRules, RetentionStats, SaveOptions, SnapshotId, Status,
+    Store,
     store::{Condition, ReadRange},
 };
 use serde_json::json;
@@ -105,7 +106,7 @@ impl Scratch {
         plan: &RetentionPlan,
         at: (Call, &'static str),
         meanwhile: impl Future<Output = ()>,
-    ) -> podsnap::Result<RetentionStats> {
+    ) -> RetentionStats {
         let (open, gate) = watch::channel(false);
         let (reached, mut is_reached) = watch::channel(false);
         let catalog = self.watched(move |call, name| {
@@ -120,7 +121,8 @@ impl Scratch {
             meanwhile.await;
             open.send_replace(true);
         };
-        tokio::join!(catalog.retain(plan), meanwhile).0
+        let cancel = CancellationToken::new();
+        tokio::join!(catalog.retain(plan, &cancel), meanwhile).0
     }
 
     async fn newest(&self, group: &str) -> Option<String> {
@@ -250,18 +252,16 @@ async fn a_head_that_points_nowhere_is_said_and_mended() {
         let said = newest().await.unwrap_err().to_string();
         assert!(said.contains(why), "{said}");
     }
-    scratch.put("heads/g", &head("gone")).await;
-    let plan = scratch
-        .store
-        .plan_collection(&Default::default())
-        .await
-        .unwrap();
-    scratch
-        .store
-        .collect(plan, &CancellationToken::new())
-        .await
-        .unwrap();
-    assert_eq!(newest().await.unwrap().unwrap().id().as_str(), "two");
+    for wrong in ["gone", "other"] {
+        scratch.put("heads/g", &head(wrong)).await;
+        let store = &scratch.store;
+        let plan = store.plan_collection(&Default::default()).await.unwrap();
+        let stats = store.collect(plan, &CancellationToken::new()).await;
+        assert_eq!(stats.unwrap().moved_heads, 1);
+        assert_eq!(newest().await.unwrap().unwrap().id().as_str(), "two");
+    }
+    let head = scratch.store.head("g2").await.unwrap().unwrap();
+    assert_eq!(head.snapshot.as_str(), "other");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,12 +269,18 @@ async fn the_status_of_each_snapshot_is_known() {
     let scratch = Scratch::new();
     let catalog = scratch.catalog();
     assert_eq!(scratch.status("s").await, None);
-    let writer = scratch
-        .store
-        .save(&id("s"), SaveOptions::default())
-        .await
-        .unwrap();
+    let labels = [(POLICY_LABEL, "p"), (NAMESPACE_LABEL, "n"), ("more", "x")];
+    let options = SaveOptions {
+        labels: labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+        ..SaveOptions::default()
+    };
+    let writer = scratch.store.save(&id("s"), options).await.unwrap();
     assert_eq!(scratch.status("s").await, Some(Status::Saving));
+    // What it is for is known already.
+    let listed = scratch.store.list().await.unwrap().remove(0);
+    assert_eq!(listed.policy.as_deref(), Some("p"));
+    assert_eq!(listed.namespace.as_deref(), Some("n"));
+    assert!(listed.created_unix_ms > 0);
     writer.finish().await.unwrap();
     assert_eq!(scratch.status("s").await, Some(Status::Available));
 
@@ -473,7 +479,7 @@ async fn of_each_group_the_oldest_unused_go_and_never_the_last() {
     };
     let plan = catalog.plan_retention(&unused).await.unwrap();
     assert_eq!(ids(&plan.remove), ["a1", "a3", "a4", "c1"]);
-    let stats = catalog.retain(&plan).await.unwrap();
+    let stats = catalog.retain(&plan, &CancellationToken::new()).await;
     assert_eq!(stats.removed, ["a1", "a3", "a4", "c1"]);
     assert_eq!(scratch.available().await, ["a2", "a5", "b1", "c2"]);
     assert_eq!(
@@ -497,7 +503,7 @@ async fn what_is_being_restored_stays_whoever_was_first() {
     // Restored and pinned after the plan was made.
     catalog.begin_restore(&id("a1")).await.unwrap();
     catalog.pin(&id("a2"), "mine").await.unwrap();
-    let stats = catalog.retain(&plan).await.unwrap();
+    let stats = catalog.retain(&plan, &CancellationToken::new()).await;
     assert!(stats.removed.is_empty());
     assert!(
         stats.retained[0].reason.contains("being restored"),
@@ -522,7 +528,7 @@ async fn what_is_being_restored_stays_whoever_was_first() {
     assert_eq!(ids(&plan.remove), ["a2"]);
     // What says when it was used cannot be read: that is no reason to remove it.
     scratch.put("a2/used", "edited by hand").await;
-    let stats = catalog.retain(&plan).await.unwrap();
+    let stats = catalog.retain(&plan, &CancellationToken::new()).await;
     assert!(
         stats.retained[0].reason.contains("a2/used is damaged"),
         "{stats:?}"
@@ -533,7 +539,7 @@ async fn what_is_being_restored_stays_whoever_was_first() {
     let plan = catalog.plan_retention(&at_most(1)).await.unwrap();
     assert_eq!(plan.remove.len(), 2);
     scratch.store.remove(&id("a3")).await.unwrap();
-    let stats = catalog.retain(&plan).await.unwrap();
+    let stats = catalog.retain(&plan, &CancellationToken::new()).await;
     assert!(stats.removed.is_empty(), "{stats:?}");
     assert_eq!(scratch.available().await, ["a1", "a2"]);
 }
@@ -572,14 +578,14 @@ async fn what_is_being_removed_is_not_restored_and_is_finished_by_somebody() {
     // Somebody has just begun, an hour ago by a clock that may be wrong.
     let plan = catalog.plan_retention(&at_most(9)).await.unwrap();
     assert_eq!(plan.remove[0].reason, "its removal was begun: too old");
-    let stats = catalog.retain(&plan).await.unwrap();
+    let stats = catalog.retain(&plan, &CancellationToken::new()).await;
     assert_eq!(
         stats.retained[0].reason,
         "another controller is removing it"
     );
     // Whoever it was has died.
     scratch.put("a1/deleting", &mark(&version, 3)).await;
-    let stats = catalog.retain(&plan).await.unwrap();
+    let stats = catalog.retain(&plan, &CancellationToken::new()).await;
     assert_eq!(stats.removed, ["a1"]);
     assert_eq!(scratch.status("a1").await, Some(Status::Deleting));
     // The mark of an earlier snapshot of that name is none.
@@ -603,7 +609,7 @@ async fn controllers_and_agents_at_once_lose_nothing() {
         let catalog = scratch.catalog();
         tasks.spawn(async move {
             let plan = catalog.plan_retention(&at_most(2)).await.unwrap();
-            catalog.retain(&plan).await.unwrap();
+            catalog.retain(&plan, &CancellationToken::new()).await;
             Vec::new()
         });
     }
@@ -652,7 +658,7 @@ async fn only_what_was_judged_is_removed_and_no_other_of_its_name() {
         }
         let plan = scratch.catalog().plan_retention(&at_most(1)).await.unwrap();
         assert_eq!(ids(&plan.remove), ["a1"]);
-        let stats = scratch.retain_and(&plan, at, again()).await.unwrap();
+        let stats = scratch.retain_and(&plan, at, again()).await;
         assert_eq!(stats.retained.len(), 1, "{at:?}: {stats:?}");
         assert_eq!(scratch.status("a1").await, Some(Status::Available));
         assert_eq!(scratch.newest("a").await.as_deref(), Some("a1"));
@@ -674,7 +680,7 @@ async fn a_removal_that_took_too_long_is_not_carried_out() {
         scratch.catalog().begin_restore(&id("a1")).await.unwrap();
     };
     let at = (Call::List, "a1");
-    let stats = scratch.retain_and(&plan, at, meanwhile).await.unwrap();
+    let stats = scratch.retain_and(&plan, at, meanwhile).await;
     assert!(
         stats.retained[0].reason.contains("called it off"),
         "{stats:?}"
@@ -685,7 +691,7 @@ async fn a_removal_that_took_too_long_is_not_carried_out() {
     let meanwhile = async {
         scratch.store.remove(&id("a2")).await.unwrap();
     };
-    let stats = scratch.retain_and(&plan, at, meanwhile).await.unwrap();
+    let stats = scratch.retain_and(&plan, at, meanwhile).await;
     assert!(
         stats.retained[0].reason.contains("is gone since"),
         "{stats:?}"
@@ -707,14 +713,19 @@ async fn what_goes_wrong_with_one_snapshot_is_not_anothers_trouble() {
         (Call::Read, "a1/used") => Fate::Refused,
         _ => Fate::Done,
     });
-    let e = failing.retain(&plan).await.unwrap_err();
-    assert_eq!(e.kind(), ErrorKind::Store);
+    let stats = failing.retain(&plan, &CancellationToken::new()).await;
+    assert_eq!(stats.removed, ["b1"]);
+    let failed = stats.failed().unwrap();
+    assert_eq!(
+        (failed.snapshot.as_str(), failed.error),
+        ("a1", Some(ErrorKind::Store))
+    );
     assert_eq!(scratch.available().await, ["a1", "a2", "b2"]);
     // Nothing of a group goes before somebody has looked at its head.
     scratch.save("b3", "b", "p").await;
     scratch.put("heads/a", "edited by hand").await;
     let plan = catalog.plan_retention(&at_most(1)).await.unwrap();
-    let stats = catalog.retain(&plan).await.unwrap();
+    let stats = catalog.retain(&plan, &CancellationToken::new()).await;
     assert_eq!(stats.removed, ["b2"]);
     let why = &stats.retained[0].reason;
     assert!(why.contains("heads/a is damaged"), "{why}");
@@ -736,7 +747,7 @@ async fn the_last_of_a_group_is_usable_again_when_nobody_finishes_its_removal() 
         let _ = scratch.store.remove(&id("a2")).await;
         let plan = catalog.plan_retention(&at_most(1)).await.unwrap();
         assert!(plan.remove.is_empty(), "{plan:?}");
-        catalog.retain(&plan).await.unwrap();
+        catalog.retain(&plan, &CancellationToken::new()).await;
         assert_eq!(scratch.status("a1").await, Some(then));
     }
     assert_eq!(scratch.newest("a").await.as_deref(), Some("a1"));
@@ -750,7 +761,7 @@ async fn the_last_of_a_group_is_usable_again_when_nobody_finishes_its_removal() 
             scratch.put("heads/a", &head).await;
         }
         let plan = catalog.plan_retention(&at_most(1)).await.unwrap();
-        catalog.retain(&plan).await.unwrap();
+        catalog.retain(&plan, &CancellationToken::new()).await;
         assert_eq!(scratch.newest("a").await.as_deref(), Some("a1"));
     }
 }
@@ -797,7 +808,13 @@ async fn times_that_are_nonsense_hold_nothing() {
     assert_eq!(ids(&plan.remove), ["a1"]);
     // A mark that nobody has written yet is nobody's.
     scratch.mark("a1", u64::MAX).await;
-    assert_eq!(catalog.retain(&plan).await.unwrap().removed, ["a1"]);
+    assert_eq!(
+        catalog
+            .retain(&plan, &CancellationToken::new())
+            .await
+            .removed,
+        ["a1"]
+    );
 }
 
 /// What was removed is not looked for in the whole store.
@@ -812,5 +829,12 @@ async fn retention_lists_no_more_than_it_removes() {
         (Call::List, "") => Fate::Refused,
         _ => Fate::Done,
     });
-    assert_eq!(catalog.retain(&plan).await.unwrap().removed.len(), 5);
+    assert_eq!(
+        catalog
+            .retain(&plan, &CancellationToken::new())
+            .await
+            .removed
+            .len(),
+        5
+    );
 }

@@ -251,6 +251,8 @@ fn a_collection_ends_between_two_objects_says_what_it_did_and_goes_on_next_time(
     let lock = locked(&tool.path("store/s"));
     let mut collecting = tool.start(&gc);
     collecting.wait_until("the deletions", || inode() != before);
+    // The first of them wait for the lock by then.
+    std::thread::sleep(Duration::from_millis(500));
     collecting.signal(Signal::INT);
     std::thread::sleep(Duration::from_millis(500));
     drop(lock);

@@ -5,7 +5,9 @@ mod support;
 use std::{collections::BTreeMap, time::Duration};
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
-use podsnap::{CacheOptions, Catalog, CollectOptions, RetentionRules, SaveOptions, Store};
+use podsnap::{
+    CacheOptions, CancellationToken, Catalog, CollectOptions, RetentionRules, SaveOptions, Store,
+};
 use support::{blob, id, noise, save};
 
 /// Everything that was counted, by its name; of a histogram, how often.
@@ -71,7 +73,7 @@ fn saves_restores_retention_and_garbage_are_counted() {
             ..RetentionRules::default()
         };
         let plan = catalog.plan_retention(&rules).await.unwrap();
-        catalog.retain(&plan).await.unwrap();
+        catalog.retain(&plan, &CancellationToken::new()).await;
         let grace = Duration::ZERO;
         for _ in 0..2 {
             let plan = store

@@ -3,8 +3,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use podsnap::{
-    Catalog, RetentionPlan, RetentionRules, RetentionStats, Verdict, policy::Resources, printable,
-    printable_message,
+    Catalog, Error, ErrorKind, RetentionPlan, RetentionRules, RetentionStats, Store, Verdict,
+    policy::Resources, printable, printable_message,
 };
 
 use crate::{commands::gc::parse_time, context::Context, exit::Failure, report};
@@ -48,9 +48,9 @@ struct Document {
 
 pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
     let rules = rules(&args)?;
-    let catalog = Catalog::new(&context.store()?);
+    let store = context.store()?;
     let mut documents = Vec::new();
-    let ended = retain(&args, context, &catalog, rules, &mut documents).await;
+    let ended = retain(&args, context, &store, rules, &mut documents).await;
     let text = || documents.iter().map(shown).collect::<String>();
     match (&ended, args.dry_run) {
         // Who reads JSON on a dry run finds all of it, or none.
@@ -66,15 +66,17 @@ pub async fn run(args: Args, context: &Context) -> Result<u8, Failure> {
 async fn retain(
     args: &Args,
     context: &Context,
-    catalog: &Catalog,
+    store: &Store,
     rules: Vec<RetentionRules>,
     documents: &mut Vec<Document>,
 ) -> Result<(), Failure> {
+    let listed = tokio::select! {
+        listed = store.list() => listed?,
+        () = context.cancel.cancelled() => return Err(Failure::interrupted()),
+    };
+    let catalog = Catalog::new(store);
     for rules in rules {
-        let plan = tokio::select! {
-            plan = catalog.plan_retention(&rules) => plan?,
-            () = context.cancel.cancelled() => return Err(Failure::interrupted()),
-        };
+        let plan = catalog.plan_retention_of(&listed, &rules);
         documents.push(Document {
             policy: rules.policy,
             plan: plan.clone(),
@@ -83,17 +85,17 @@ async fn retain(
         let Some(done) = documents.last_mut().and_then(|d| d.done.as_mut()) else {
             continue;
         };
-        // One snapshot after the other, so that it can be interrupted in between.
-        let mut one = plan.clone();
-        one.keep.clear();
-        for verdict in plan.remove {
-            if context.cancel.is_cancelled() {
-                return Err(Failure::interrupted());
-            }
-            one.remove = vec![verdict];
-            let mut stats = catalog.retain(&one).await?;
-            done.removed.append(&mut stats.removed);
-            done.retained.append(&mut stats.retained);
+        *done = catalog.retain(&plan, &context.cancel).await;
+        if let Some(failed) = done.failed() {
+            let kind = failed.error.unwrap_or(ErrorKind::Store);
+            let text = format!(
+                "{} could not be removed: {}",
+                failed.snapshot, failed.reason
+            );
+            return Err(Error::new(kind, text).into());
+        }
+        if done.stopped.is_some() {
+            return Err(Failure::interrupted().hint("the next podsnap retain goes on"));
         }
     }
     Ok(())

@@ -128,8 +128,8 @@ impl Store {
     }
 
     pub(crate) async fn list_objects(&self) -> Result<Vec<ObjectMeta>> {
-        self.backend().list("").await.map_err(|e| match e.kind() {
-            ErrorKind::Forbidden => {
+        self.backend().list("").await.map_err(|e| match e.advice() {
+            None if e.kind() == ErrorKind::Forbidden => {
                 e.hint("listing snapshots and collecting garbage need the right to list the store's objects (storage.objects.list on Google Cloud Storage), unlike saving and restoring")
             }
             _ => e,

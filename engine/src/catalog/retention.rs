@@ -8,6 +8,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use podsnap_format::SnapshotId;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Catalog, Listed, Status,
@@ -15,7 +16,7 @@ use super::{
     notes::{self, Deleting, Pinned, Used},
 };
 use crate::{
-    error::{Error, ErrorKind, Result},
+    error::{ErrorKind, Result},
     garbage::unreadable,
     heads,
     host::{Safeguard, is_nonsense},
@@ -33,7 +34,7 @@ const TAKEOVER: Duration = Duration::from_secs(2 * 3600);
 /// # use podsnap_engine as podsnap;
 /// # #[tokio::main]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// use podsnap::{Catalog, RetentionRules, SaveOptions, Store};
+/// use podsnap::{CancellationToken, Catalog, RetentionRules, SaveOptions, Store};
 ///
 /// let store = Store::open("memory://retention")?;
 /// for id in ["web-1", "web-2", "web-3"] {
@@ -51,7 +52,7 @@ const TAKEOVER: Duration = Duration::from_secs(2 * 3600);
 /// };
 /// let plan = catalog.plan_retention(&rules).await?;
 /// assert_eq!(plan.remove[0].snapshot, "web-1");
-/// let stats = catalog.retain(&plan).await?;
+/// let stats = catalog.retain(&plan, &CancellationToken::new()).await;
 /// assert_eq!(stats.removed, ["web-1"]);
 /// # Ok(()) }
 /// ```
@@ -132,6 +133,9 @@ pub struct Retained {
     pub snapshot: String,
     /// Why it stays.
     pub reason: String,
+    /// The kind of the error that kept it, if one did.
+    #[serde(skip)]
+    pub error: Option<ErrorKind>,
 }
 
 /// What retention did.
@@ -139,15 +143,29 @@ pub struct Retained {
 pub struct RetentionStats {
     /// Snapshots removed. Their packs wait for a collector.
     pub removed: Vec<String>,
-    /// Snapshots that were to go, and stay because something has changed since the plan.
+    /// Snapshots that were to go, and stay because something has changed since the plan, or went wrong.
     pub retained: Vec<Retained>,
+    /// Why it ended early, if it did: it was cancelled, or the store failed twice in a row. A new plan goes on.
+    pub stopped: Option<String>,
+}
+
+impl RetentionStats {
+    /// The first snapshot that an error of the store kept.
+    pub fn failed(&self) -> Option<&Retained> {
+        self.retained.iter().find(|r| r.error.is_some())
+    }
 }
 
 impl Catalog {
     /// Looks for snapshots that have had their time. Changes nothing. Needs the right to list.
     pub async fn plan_retention(&self, rules: &RetentionRules) -> Result<RetentionPlan> {
+        Ok(self.plan_retention_of(&self.store.list().await?, rules))
+    }
+
+    /// The same in a [listing](Store::list) of this store, for who has many rules.
+    pub fn plan_retention_of(&self, listed: &[Listed], rules: &RetentionRules) -> RetentionPlan {
         let now = self.store.host().now_unix_ms();
-        let wanted = |s: &Listed| {
+        let wanted = |s: &&Listed| {
             let is =
                 |rule: &Option<String>, value: &Option<String>| rule.is_none() || rule == value;
             is(&rules.policy, &s.policy)
@@ -158,15 +176,15 @@ impl Catalog {
             restoring: rules.restoring,
             ..RetentionPlan::default()
         };
-        let mut groups: BTreeMap<String, Vec<Listed>> = BTreeMap::new();
-        for listed in self.store.list().await?.into_iter().filter(wanted) {
+        let mut groups: BTreeMap<String, Vec<&Listed>> = BTreeMap::new();
+        for listed in listed.iter().filter(wanted) {
             match (&listed.status, &listed.group) {
                 (Status::Available | Status::Deleting, Some(group)) => {
                     groups.entry(group.clone()).or_default().push(listed);
                 }
                 (Status::Available, None) => {
                     plan.keep
-                        .push(verdict(&listed, now, "it is of no group", None));
+                        .push(verdict(listed, now, "it is of no group", None));
                 }
                 // Not there yet, not any more, or not to be judged.
                 _ => {}
@@ -182,15 +200,14 @@ impl Catalog {
         // Those that were not used for longest, first.
         plan.remove
             .sort_by(|a, b| (a.active_unix_ms, &a.snapshot).cmp(&(b.active_unix_ms, &b.snapshot)));
-        Ok(plan)
+        plan
     }
 
     /// Carries a plan out. It may be old, and others may carry out theirs at the same time: what is used, pinned, saved anew or the last of its group by now
-    /// stays. What cannot be read stays as well, and stops nothing else; an error of the store is returned when everything has been tried, and ends it
-    /// when two come one after the other.
-    pub async fn retain(&self, plan: &RetentionPlan) -> Result<RetentionStats> {
+    /// stays. What cannot be read stays as well, and stops nothing else; two errors of the store one after the other end it, as does `cancel` between two
+    /// snapshots.
+    pub async fn retain(&self, plan: &RetentionPlan, cancel: &CancellationToken) -> RetentionStats {
         let mut stats = RetentionStats::default();
-        let mut failed: Option<Error> = None;
         for verdict in &plan.keep {
             if let Err(error) = self.keep_for_good(verdict).await {
                 tracing::warn!(snapshot = verdict.snapshot, %error, "a removal that nobody finishes could not be called off");
@@ -203,7 +220,11 @@ impl Catalog {
         }
         let mut in_a_row = 0;
         for verdict in &plan.remove {
-            let reason = match self.remove_if_unused(verdict, plan.restoring).await {
+            if cancel.is_cancelled() {
+                stats.stopped = Some("interrupted".to_owned());
+                break;
+            }
+            let (reason, error) = match self.remove_if_unused(verdict, plan.restoring).await {
                 Ok(None) => {
                     in_a_row = 0;
                     stats.removed.push(verdict.snapshot.clone());
@@ -211,26 +232,26 @@ impl Catalog {
                 }
                 Ok(Some(reason)) => {
                     in_a_row = 0;
-                    reason
+                    (reason, None)
                 }
-                Err(e) if unreadable(&e) => e.to_string(),
+                Err(e) if unreadable(&e) => (e.to_string(), None),
                 Err(e) => {
                     in_a_row += 1;
-                    let reason = e.to_string();
-                    failed.get_or_insert(e);
-                    reason
+                    (e.to_string(), Some(e.kind()))
                 }
             };
             stats.retained.push(Retained {
                 snapshot: verdict.snapshot.clone(),
                 reason,
+                error,
             });
             if in_a_row == 2 {
+                stats.stopped = Some("the store fails".to_owned());
                 break;
             }
         }
         crate::metrics::retained(&stats);
-        failed.map_or(Ok(stats), Err)
+        stats
     }
 
     /// Lifts the mark of a snapshot whose removal somebody began and nobody will finish, and that stays.
@@ -439,7 +460,7 @@ fn may_be_restored(used_unix_ms: u64, now: u64, restoring: Duration) -> bool {
 }
 
 /// Decides over the snapshots of one group, which come newest first.
-fn judge(plan: &mut RetentionPlan, rules: &RetentionRules, now: u64, snapshots: Vec<Listed>) {
+fn judge(plan: &mut RetentionPlan, rules: &RetentionRules, now: u64, snapshots: Vec<&Listed>) {
     let (available, deleting): (Vec<_>, Vec<_>) = snapshots
         .into_iter()
         .partition(|s| s.status == Status::Available);

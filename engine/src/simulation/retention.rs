@@ -11,8 +11,8 @@ use super::{
     world::{World, read_all},
 };
 use crate::{
-    Catalog, RetentionPlan, RetentionRules, Store,
-    error::{ErrorKind, Result},
+    CancellationToken, Catalog, RetentionPlan, RetentionRules, Store,
+    error::{Error, ErrorKind, Result},
 };
 
 /// How long what was granted must stay: clocks differ by an hour, and machines sleep between what they write and what they hear.
@@ -44,7 +44,7 @@ impl World {
                 if self.chance.one_in(&who, 2) {
                     sleep(self.chance.time(&who, Duration::from_secs(3600))).await;
                 }
-                let _ = catalog.retain(&plan).await;
+                catalog.retain(&plan, &CancellationToken::new()).await;
             };
             self.on(&link, work).await;
         }
@@ -70,7 +70,11 @@ impl World {
         let catalog = Catalog::new(store);
         let plan = catalog.plan_retention(&rules(u32::MAX)).await?;
         self.will_go(&plan);
-        catalog.retain(&plan).await.map(drop)
+        let stats = catalog.retain(&plan, &CancellationToken::new()).await;
+        match stats.failed() {
+            Some(failed) => Err(Error::new(ErrorKind::Store, &failed.reason)),
+            None => Ok(()),
+        }
     }
 
     fn any_id(&self, who: &str) -> Option<SnapshotId> {

@@ -8,8 +8,8 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode, time::Duratio
 
 use clap::Parser;
 use podsnap::{
-    CancellationToken, Catalog, CollectOptions, ErrorKind, OpenOptions, RetentionRules, SnapshotId,
-    Statsd, Status, Store,
+    CancellationToken, Catalog, CollectOptions, ErrorKind, Listed, OpenOptions, RetentionRules,
+    SnapshotId, Statsd, Status, Store,
     policy::{PodSnapshotPolicy, PodSnapshotStorageConfig, Resources},
     printable_message,
 };
@@ -202,15 +202,21 @@ async fn tenant(
     storage: &PodSnapshotStorageConfig,
     store: &Store,
 ) -> Result<(), String> {
+    let listed = store.list().await.map_err(|e| e.to_string())?;
     let policies = resources.policies.iter();
     for policy in policies.filter(|policy| policy.storage_config == storage.metadata.name) {
-        let retained = retain(args, store, policy).await;
+        let retained = retain(args, store, &listed, policy).await;
         retained.map_err(|e| format!("policy {}: {e}", policy.metadata.full_name()))?;
     }
     collect(args, store).await
 }
 
-async fn retain(args: &Args, store: &Store, policy: &PodSnapshotPolicy) -> podsnap::Result<()> {
+async fn retain(
+    args: &Args,
+    store: &Store,
+    listed: &[Listed],
+    policy: &PodSnapshotPolicy,
+) -> Result<(), String> {
     let (url, name) = (store.url(), policy.metadata.full_name());
     let rules = RetentionRules {
         policy: Some(policy.metadata.name.clone()),
@@ -220,7 +226,7 @@ async fn retain(args: &Args, store: &Store, policy: &PodSnapshotPolicy) -> podsn
         ..RetentionRules::default()
     };
     let catalog = Catalog::new(store);
-    let plan = catalog.plan_retention(&rules).await?;
+    let plan = catalog.plan_retention_of(listed, &rules);
     for verdict in &plan.remove {
         let (id, reason) = (&verdict.snapshot, printable_message(&verdict.reason));
         println!("{url}: policy {name}: {id} goes: {reason}");
@@ -228,12 +234,15 @@ async fn retain(args: &Args, store: &Store, policy: &PodSnapshotPolicy) -> podsn
     if args.dry_run {
         return Ok(());
     }
-    let stats = catalog.retain(&plan).await?;
+    let stats = catalog.retain(&plan, &CancellationToken::new()).await;
     for retained in &stats.retained {
         let (id, reason) = (&retained.snapshot, printable_message(&retained.reason));
         println!("{url}: policy {name}: {id} stays: {reason}");
     }
-    Ok(())
+    match stats.failed() {
+        Some(failed) => Err(format!("{} stays: {}", failed.snapshot, failed.reason)),
+        None => Ok(()),
+    }
 }
 
 async fn collect(args: &Args, store: &Store) -> Result<(), String> {
