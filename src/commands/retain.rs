@@ -41,6 +41,7 @@ pub struct Args {
 #[derive(serde::Serialize)]
 struct Document {
     policy: Option<String>,
+    namespace: Option<String>,
     plan: RetentionPlan,
     /// Nothing on a dry run.
     done: Option<RetentionStats>,
@@ -79,6 +80,7 @@ async fn retain(
         let plan = catalog.plan_retention_of(&listed, &rules);
         documents.push(Document {
             policy: rules.policy,
+            namespace: rules.namespace,
             plan: plan.clone(),
             done: (!args.dry_run).then(RetentionStats::default),
         });
@@ -130,8 +132,8 @@ fn rules(args: &Args) -> Result<Vec<RetentionRules>, Failure> {
 
 fn shown(document: &Document) -> String {
     let mut text = String::new();
-    if let Some(policy) = &document.policy {
-        text.push_str(&format!("policy {policy}:\n"));
+    if let (Some(namespace), Some(policy)) = (&document.namespace, &document.policy) {
+        text.push_str(&format!("policy {namespace}/{policy}:\n"));
     }
     let row = |verdict: &Verdict, what: &str| {
         vec![

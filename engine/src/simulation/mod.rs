@@ -25,6 +25,10 @@ const ONCE_WRONG: [u64; 2] = [2439, 9571];
 /// Seeds that are run when there is time.
 const LONG: u64 = 10_000;
 
+fn is_long() -> bool {
+    env::var("PODSNAP_LONG_TESTS").is_ok_and(|long| long == "1")
+}
+
 fn report(seed: u64, outcome: &Outcome) -> String {
     let wrong = outcome.wrong.join("\n  ");
     let mut text = format!("seed {seed} (PODSNAP_SIMULATION_SEED={seed} repeats it):\n  {wrong}\n");
@@ -40,9 +44,7 @@ fn nothing_is_lost_and_nothing_is_left_over() {
         Ok(seed) => {
             vec![seed.parse().expect("a number")]
         }
-        Err(_) if env::var("PODSNAP_LONG_TESTS").is_ok_and(|long| long == "1") => {
-            (0..LONG).collect()
-        }
+        Err(_) if is_long() => (0..LONG).collect(),
         Err(_) => (0..DAILY).chain(ONCE_WRONG).collect(),
     };
     let (begun, count) = (Instant::now(), seeds.len() as u64);
@@ -98,7 +100,8 @@ fn nothing_is_lost_and_nothing_is_left_over() {
 
 #[test]
 fn a_seed_repeats_itself() {
-    for seed in 0..5 {
+    let seeds = if is_long() { 300 } else { 5 };
+    for seed in 0..seeds {
         let [first, second] = [(), ()].map(|()| run(Setting { seed, lacks: None }));
         assert_eq!(first.log, second.log, "seed {seed}");
     }
