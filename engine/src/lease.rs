@@ -161,6 +161,13 @@ impl LeaseRecord {
         !self.is_expired(host) && !self.is_abandoned()
     }
 
+    /// What names of packs begin with, of its own attempt and of those before it.
+    pub(crate) fn attempts(&self, snapshot: &SnapshotId) -> Vec<String> {
+        let attempts = self.previous.iter().chain([&self.attempt]);
+        let name = |attempt| names::object(snapshot, &format!("pack-{attempt}-"));
+        attempts.map(name).collect()
+    }
+
     /// Whether its time is over. Its holder may not know that yet. One that would hold for days counts as over: it must not keep others away, nor
     /// their bases' packs, for ever.
     pub(crate) fn is_expired(&self, host: &dyn Host) -> bool {

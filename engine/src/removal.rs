@@ -47,8 +47,8 @@ pub struct RemoveStats {
 
 impl Store {
     /// Removes a snapshot. Nobody can open it afterwards. Packs that other snapshots borrow, or that a save relies on, stay until
-    /// [`collect`](Store::collect) finds them to be garbage. What an earlier removal or a save that died left under the id is removed if the snapshot itself is
-    /// not there (any more) and the process of that save is known to be dead. Fails with [`ErrorKind::Conflict`] while a save writes the snapshot.
+    /// [`collect`](Store::collect) finds them to be garbage. Where the snapshot is not there (any more), what a save left is removed whose process is known to be
+    /// dead, and notes of earlier ones. Fails with [`ErrorKind::Conflict`] while a save writes the snapshot.
     /// ```
     /// # use podsnap_engine as podsnap;
     /// # #[tokio::main]
@@ -138,12 +138,28 @@ impl Store {
             .hint("remove it again if that is what you want"));
         }
         refuse_if_needed(&after, id)?;
-        let (leases, rest): (Vec<_>, Vec<_>) = own_objects(&before.objects, id)
+        // Whoever wrote the other packs, or is about to, may have sent a manifest that has not arrived yet.
+        let (packs, rest): (Vec<&ObjectMeta>, Vec<_>) = own_objects(&before.objects, id)
+            .partition(|object| place_of(object).is_some_and(|(_, part)| part == Part::Pack));
+        let dead = lease.map(|(record, _)| record.attempts(id));
+        let (mut gone, others): (Vec<&ObjectMeta>, Vec<_>) = packs.into_iter().partition(|pack| {
+            let mut dead = dead.iter().flatten();
+            dead.any(|attempt| pack.name.starts_with(attempt))
+        });
+        let (leases, notes): (Vec<_>, Vec<_>) = rest
+            .into_iter()
             .partition(|object| object.name.ends_with(names::LEASE));
+        if gone.is_empty() && leases.is_empty() && notes.is_empty() {
+            return Err(self
+                .no_such_snapshot(id)
+                .hint("podsnap gc removes what is left of it, in its second pass"));
+        }
         for lease in leases {
             stats.removed(lease);
         }
-        self.remove_all(&rest, &mut stats).await?;
+        gone.extend(notes);
+        self.remove_all(&gone, &mut stats).await?;
+        stats.kept(&others);
         Ok(stats)
     }
 
@@ -235,6 +251,8 @@ impl Removal {
         {
             let e = match e.kind() {
                 ErrorKind::Conflict => saved_again(id),
+                // The request may arrive yet, so it is not called off.
+                ErrorKind::Store => return Err(e),
                 _ => e,
             };
             self.call_off().await;

@@ -317,11 +317,18 @@ impl Catalog {
             Ok(mark) => mark,
             Err(why) => return Ok(Some(why)),
         };
-        let done = self
-            .remove_marked(&id, manifest, &mark, verdict, restoring)
-            .await;
+        let ready = self.make_ready(&id, manifest, &mark, verdict, restoring);
+        let done = match ready.await {
+            Ok(Ok(removal)) => match removal.finish().await {
+                // The request may arrive yet. As long as the mark is there, nobody comes to rely on the snapshot.
+                Err(e) if e.kind() == ErrorKind::Store => return Err(e),
+                finished => finished.map(|_| None),
+            },
+            Ok(Err(why)) => Ok(Some(why)),
+            Err(e) => Err(e),
+        };
         if !matches!(done, Ok(None)) {
-            // Nobody shall wait for a removal that came to nothing. If it did not, the snapshot is gone, and the mark tells nobody anything.
+            // Nobody shall wait for a removal that came to nothing.
             notes::lift::<Deleting>(backend, &id, &mark).await;
         }
         match done {
@@ -331,26 +338,27 @@ impl Catalog {
         }
     }
 
-    async fn remove_marked(
+    /// The removal of a marked snapshot, up to its last step, or why it stays.
+    async fn make_ready(
         &self,
         id: &SnapshotId,
         manifest: ObjectMeta,
         mark: &Version,
         verdict: &Verdict,
         restoring: Duration,
-    ) -> Result<Option<String>> {
+    ) -> Result<std::result::Result<Removal, String>> {
         if let Some(why) = self.is_needed(id, restoring).await? {
-            return Ok(Some(why));
+            return Ok(Err(why));
         }
         if let Some(why) = self.has_changed(id, mark, verdict).await? {
-            return Ok(Some(why));
+            return Ok(Err(why));
         }
         let removal = Removal::begin(&self.store, id, manifest, true).await?;
         match self.has_changed(id, mark, verdict).await {
-            Ok(None) => removal.finish().await.map(|_| None),
+            Ok(None) => Ok(Ok(removal)),
             stays => {
                 removal.call_off().await;
-                stays
+                stays.map(|why| Err(why.expect("it stays")))
             }
         }
     }

@@ -558,7 +558,8 @@ impl Backend for Link {
             "" => String::new(),
             some => format!("{some}/"),
         };
-        let slow = self.weather.faults && self.chance.one_in("a slow listing", 10);
+        let about = format!("{} lists", self.who);
+        let slow = self.weather.faults && self.chance.one_in(&about, 10);
         let longest = Duration::from_millis(if slow { 120_000 } else { 50 });
         let mut found: Vec<ObjectMeta> = Vec::new();
         loop {
@@ -573,7 +574,7 @@ impl Backend for Link {
                 return Ok(found);
             }
             found.extend(page);
-            sleep(self.chance.time("between pages", longest)).await;
+            sleep(self.chance.time(&about, longest)).await;
         }
     }
 

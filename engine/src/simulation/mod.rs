@@ -20,7 +20,7 @@ use crate::host::Safeguard;
 const DAILY: u64 = 300;
 
 /// Seeds that once went wrong, and are run every day as well.
-const ONCE_WRONG: [u64; 2] = [2439, 9571];
+const ONCE_WRONG: [u64; 4] = [1889, 1994, 7382, 9571];
 
 /// Seeds that are run when there is time.
 const LONG: u64 = 10_000;
@@ -90,20 +90,27 @@ fn nothing_is_lost_and_nothing_is_left_over() {
             ("restores", all.restores),
             ("announced restores", all.granted),
             ("removals", all.removals),
-            ("removals by retention", all.retired),
             ("deaths", all.crashes),
         ] {
             assert!(times >= count, "only {times} {what} in {count} seeds");
         }
+        let retired = all.retired;
+        assert!(
+            retired >= count / 2,
+            "only {retired} were retired in {count} seeds"
+        );
     }
 }
 
 #[test]
 fn a_seed_repeats_itself() {
-    let seeds = if is_long() { 300 } else { 5 };
+    let seeds = if is_long() { 1000 } else { 5 };
     for seed in 0..seeds {
         let [first, second] = [(), ()].map(|()| run(Setting { seed, lacks: None }));
-        assert_eq!(first.log, second.log, "seed {seed}");
+        for (first, second) in first.log.iter().zip(&second.log) {
+            assert_eq!(first, second, "seed {seed}");
+        }
+        assert_eq!(first.log.len(), second.log.len(), "seed {seed}");
     }
 }
 
