@@ -15,7 +15,7 @@ use std::{
 
 use podsnap::{
     CancellationToken, CollectOptions, CollectStats, CollectionPlan, ErrorKind, RemoveOptions,
-    Result, SaveOptions, Store,
+    Result, SaveOptions, SnapshotWriter, Store,
     store::{Backend, Condition, LocalBackend, ReadRange, RemoteBackend},
 };
 use support::{
@@ -572,6 +572,38 @@ async fn a_collector_heeds_leases_and_takes_away_those_that_are_dead_in_two_pass
     }
 }
 
+/// The same lease, run out.
+fn run_out(lease: LeaseRecord) -> LeaseRecord {
+    LeaseRecord {
+        expires_unix_ms: now() - 1,
+        ..lease
+    }
+}
+
+/// The lease of the save of `s` runs out, its base goes, and a collection is planned that will end it: the lease as it was, and the plan.
+async fn planned_over(scratch: &Scratch) -> (LeaseRecord, CollectionPlan) {
+    let ours = scratch.lease_of("s").await.unwrap();
+    scratch.put_lease("s", &run_out(ours.clone())).await;
+    scratch.store.remove(&id("base")).await.unwrap();
+    assert_eq!(collect(&scratch.store).await.deleted_objects, 0);
+    let plan = plan(&scratch.store).await;
+    assert!(plan.delete.len() >= 2, "{plan:?}");
+    (ours, plan)
+}
+
+/// A saver of `s` that borrows from `base`, has written everything and has overslept.
+async fn overslept(
+    scratch: &Scratch,
+    bytes: &[u8],
+) -> (SnapshotWriter, LeaseRecord, CollectionPlan) {
+    save_one(&scratch.store, "base", bytes, SaveOptions::default()).await;
+    let s = id("s");
+    let mut writer = scratch.store.save(&s, on_base("base")).await.unwrap();
+    writer.add(blob("x", bytes)).await.unwrap();
+    let (ours, plan) = planned_over(scratch).await;
+    (writer, ours, plan)
+}
+
 /// The plan is made, then the saver wakes up: it renews its lease, or commits.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plan_over_a_saver_that_woke_up_since_deletes_nothing() {
@@ -579,24 +611,12 @@ async fn a_plan_over_a_saver_that_woke_up_since_deletes_nothing() {
         for commits in [false, true] {
             let store = &scratch.store;
             let bytes = noise(1, 300_000);
-            save_one(store, "base", &bytes, SaveOptions::default()).await;
-            let mut writer = store.save(&id("s"), on_base("base")).await.unwrap();
-            writer.add(blob("x", &bytes)).await.unwrap();
-            let ours = scratch.lease_of("s").await.unwrap();
-            let expired = LeaseRecord {
-                expires_unix_ms: now() - 1,
-                ..ours.clone()
-            };
-            scratch.put_lease("s", &expired).await;
-            store.remove(&id("base")).await.unwrap();
-            assert_eq!(collect(store).await.deleted_objects, 0);
-            let plan = plan(store).await;
-            assert!(plan.delete.len() >= 2, "{plan:?}");
+            let (writer, ours, plan) = overslept(&scratch, &bytes).await;
             scratch.put_lease("s", &ours).await;
             if commits {
                 writer.finish().await.unwrap();
                 // As if it had been killed before it could drop its lease.
-                scratch.put_lease("s", &expired).await;
+                scratch.put_lease("s", &run_out(ours)).await;
             }
             let stats = carry_out(store, plan).await;
             assert!(stats.stopped.unwrap().contains("the save of s"));
@@ -620,18 +640,7 @@ async fn a_plan_over_a_saver_that_came_and_went_since_deletes_nothing() {
     for scratch in stores() {
         let store = &scratch.store;
         let bytes = noise(1, 300_000);
-        save_one(store, "base", &bytes, SaveOptions::default()).await;
-        let mut writer = store.save(&id("s"), on_base("base")).await.unwrap();
-        writer.add(blob("x", &bytes)).await.unwrap();
-        let ours = scratch.lease_of("s").await.unwrap();
-        let expired = LeaseRecord {
-            expires_unix_ms: now() - 1,
-            ..ours.clone()
-        };
-        scratch.put_lease("s", &expired).await;
-        store.remove(&id("base")).await.unwrap();
-        assert_eq!(collect(store).await.deleted_objects, 0);
-        let plan = plan(store).await;
+        let (writer, ours, plan) = overslept(&scratch, &bytes).await;
         scratch.put_lease("s", &ours).await;
         writer.finish().await.unwrap();
         save_one(store, "t", &bytes, on_base("s")).await;
@@ -675,14 +684,7 @@ async fn what_is_borrowed_from_a_snapshot_that_is_taken_back_stays() {
                 async move { save(&saver, "s", vec![blob("x", &own)], on_base("base")).await },
             );
         is_reached.wait_for(|reached| *reached == 1).await.unwrap();
-        let expired = LeaseRecord {
-            expires_unix_ms: now() - 1,
-            ..scratch.lease_of("s").await.unwrap()
-        };
-        scratch.put_lease("s", &expired).await;
-        store.remove(&id("base")).await.unwrap();
-        assert_eq!(collect(store).await.deleted_objects, 0);
-        let plan = plan(store).await;
+        let (_, plan) = planned_over(&scratch).await;
         commit.send_replace(true);
         is_reached.wait_for(|reached| *reached == 2).await.unwrap();
         let mut borrower = store.save(&id("t"), on_base("s")).await.unwrap();
