@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::lease::Holder;
+use crate::holder::Holder;
 
 /// A time that much ahead of this machine's clock is no other clock's, it is nonsense.
 const NONSENSE_MS: u64 = 24 * 3_600_000;

@@ -19,6 +19,7 @@ mod frames;
 mod garbage;
 pub mod gvisor;
 mod heads;
+mod holder;
 mod host;
 pub mod inspect;
 mod key_file;

@@ -19,9 +19,9 @@ use crate::{
     Catalog, CollectOptions, Input, NewSection, RemoveOptions, SaveOptions, Snapshot, Store,
     chunking,
     error::{Error, ErrorKind, Result},
+    holder::Holder,
     host::{Host, Safeguard},
     lazy,
-    lease::Holder,
     source::Source,
     store,
 };
